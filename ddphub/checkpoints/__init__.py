@@ -1,0 +1,1 @@
+"""Checkpoints on their way to the hub: snapshots and the staging area."""

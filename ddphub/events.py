@@ -1,0 +1,80 @@
+"""Events: the small JSON records that ranks report, and what makes two of them the same.
+
+An event's key is (attempt_id, rank, seq). On its way (relay, spool) it travels in a batch that names the key
+once:
+
+```
+{"attempt_id": "32 hex digits", "rank": 1, "first": 40, "events": [{"time": ..., "kind": ..., ...}, ...]}
+```
+
+The event at index i has seq `first + i`. Delivery expands a batch to the records that hubs take.
+
+| kind | fields beside `time` (seconds since the epoch, UTC) |
+| --- | --- |
+| metrics | step: int, epoch: int or null, values: {name: number, bool, or "NaN", "Infinity", "-Infinity"} |
+| log | level: "info" or "warning", message: str |
+| attempt | state: "started", "finished", "failed", "preempted"; world_size: int; host: str; reason: str or null |
+| rank | of_rank: int; state: "joined", "lost", "back", "left"; host: str; pid: int; local_rank: int; node: int |
+| checkpoint | state: "staged", "superseded", "refused"; entry_id: str or null; name: str; reason: str or null |
+"""
+
+import hashlib
+import json
+import math
+from typing import Any, Final
+
+Event = dict[str, Any]
+"""One event: JSON types only."""
+
+Scalar = float | int | bool | str
+"""A metric's value on the wire; a str is one of the three names of a non-finite number."""
+
+MAX_EVENT_BYTES: Final = 64 * 1024
+"""Bytes of one event as JSON: larger ones are dropped by the rank that made them and counted."""
+
+_NON_FINITE: Final = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def encode_scalar(value: float) -> Scalar:
+    """A number as JSON can carry it: non-finite ones as the strings NaN, Infinity, -Infinity."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def decode_scalar(value: Scalar) -> float | int | bool:
+    """The number that `encode_scalar` was given.
+
+    Raises:
+        ValueError: for a string that names no non-finite number.
+    """
+    if isinstance(value, str):
+        if value not in _NON_FINITE:
+            raise ValueError(f"expected a number, 'NaN', 'Infinity' or '-Infinity', got {value[:40]!r}")
+        return _NON_FINITE[value]
+    return value
+
+
+def to_json(value: object) -> str:
+    """Compact JSON without NaN, as every file and request of ddphub holds it.
+
+    Raises:
+        ValueError: for a non-finite number.
+        TypeError: for what JSON cannot carry.
+    """
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
+def fingerprint(event: Event) -> str:
+    """What makes two events with one key the same: sha256 (hex) of their canonical JSON."""
+    canonical = json.dumps(event, separators=(",", ":"), sort_keys=True, allow_nan=False)
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def expand(batch: dict[str, Any]) -> list[Event]:
+    """A batch's events with their keys, as hubs take them."""
+    first = batch["first"]
+    return [
+        {"attempt_id": batch["attempt_id"], "rank": batch["rank"], "seq": first + index, **event}
+        for index, event in enumerate(batch["events"])
+    ]

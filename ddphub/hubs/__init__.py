@@ -1,0 +1,1 @@
+"""Hubs: the protocol that Delivery speaks to, and one file per hub."""

@@ -1,0 +1,1 @@
+"""Integrations with trainers; they use `ddphub.run` alone."""
