@@ -7,7 +7,7 @@ import re
 import secrets
 import time
 import unicodedata
-from typing import Final
+from typing import Final, TypeGuard
 
 MAX_NAME: Final = 128
 """Characters in a project, model or file name."""
@@ -59,7 +59,7 @@ def wrong_run_id(value: object) -> str | None:
     return None
 
 
-def is_hex_id(value: object) -> bool:
+def is_hex_id(value: object) -> TypeGuard[str]:
     """Whether `value` is an attempt id, a nonce or an entry id: 128 bits as 32 lower-case hex digits."""
     return isinstance(value, str) and _HEX_ID.fullmatch(value) is not None
 

@@ -18,6 +18,9 @@ PART_SIZE: Final = 8 * 1024 * 1024
 MAX_BATCH_EVENTS: Final = 1000
 """Events in one request."""
 
+MAX_METRIC_NAME: Final = 256
+"""Characters of a metric's name; they are printable."""
+
 MAX_JSON_BODY: Final = 4 * 1024 * 1024
 """Bytes of one JSON request body; more is answered 413."""
 

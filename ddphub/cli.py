@@ -1,0 +1,209 @@
+"""The command line: `ddphub serve | login | status | sync`. Text and exit codes live here and nowhere else."""
+
+import contextlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from ddphub.config import DEFAULT_DIR, Credentials, check_url
+from ddphub.errors import DdphubError, HubError, JournalError, SettingsError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Reports distributed PyTorch jobs to a model hub: one run, every rank, each checkpoint exactly once.",
+)
+
+Directories = Annotated[
+    list[Path] | None,
+    typer.Argument(help="Run directories, or folders of them; DDPHUB_DIR or ./.ddphub by default.", show_default=False),
+]
+
+
+def main() -> None:
+    """Entry point: settings that are wrong end with exit code 2 and one line, not a traceback."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        app()
+    except SettingsError as error:
+        _fail(str(error), 2)
+    except DdphubError as error:
+        _fail(str(error), 1)
+    except BrokenPipeError:  # `ddphub status | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on; loopback unless told otherwise.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8765,
+    data: Annotated[Path, typer.Option(help="Folder for the database and the checkpoints.")] = Path("ddphub-data"),
+) -> None:
+    """Run a hub. Its key is DDPHUB_API_KEY, or one that it makes at the first start and prints once."""
+    try:
+        from ddphub.server import ServerSettings  # noqa: PLC0415  # the server extra may not be installed
+        from ddphub.server import serve as serve_hub  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        _fail(f"the hub needs the server extra ({error.name} is missing): pip install 'ddphub[server]'", 2)
+    serve_hub(ServerSettings(host=host, port=port, data=data, api_key=os.environ.get("DDPHUB_API_KEY")))
+
+
+@app.command()
+def login(
+    url: Annotated[str, typer.Option("--url", envvar="DDPHUB_URL", help="The hub's URL.", prompt="URL of the hub")],
+) -> None:
+    """Store a hub's API key in a file that only you can read. The key is asked for, or read from standard input."""
+    hub = check_url(url, "--url")
+    key = (typer.prompt("API key", hide_input=True) if sys.stdin.isatty() else sys.stdin.readline()).strip()
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        _fail("the API key must be printable ASCII without spaces", 2)
+    from ddphub.hubs.ddphub import DdphubClient  # noqa: PLC0415  # requests, only where it is used
+
+    client = DdphubClient(hub, key)
+    try:
+        client.check_key()
+    except HubError as error:
+        _fail(f"not stored: {error}", 1)
+    finally:
+        client.close()
+    credentials = Credentials.load(os.environ)
+    credentials.save(hub, key)
+    typer.echo(f"stored in {credentials.path}")
+
+
+@app.command()
+def status(
+    directory: Annotated[
+        Path | None, typer.Argument(help="A run directory or a folder of them.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a run, one a line.")] = False,
+) -> None:
+    """Say what every run generated, what the hub has, and what is left on disk. Changes nothing, needs no hub."""
+    from ddphub.session.report import report  # noqa: PLC0415  # keeps `ddphub --help` quick
+    from ddphub.session.sync import find_runs  # noqa: PLC0415
+
+    place = directory or _default_dir()
+    found = wrong = 0
+    for folder in find_runs(place):
+        found += 1
+        try:
+            summary = report(folder)
+        except (JournalError, OSError) as error:
+            wrong += 1
+            typer.echo(f"{error}", err=True)
+            continue
+        typer.echo(json.dumps(summary.to_json()) if as_json else "\n".join(summary.lines()))
+    if not found:
+        typer.echo(f"no run in {place}", err=True)
+    raise typer.Exit(1 if wrong or (directory is not None and not found) else 0)
+
+
+@app.command()
+def sync(
+    directories: Directories = None,
+    hub: Annotated[str | None, typer.Option(help="Deliver to this hub, whatever run.json says.")] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Try again what was set aside.")] = False,
+) -> None:
+    """Deliver what is left on disk. Exit code 0 when everything is delivered, 1 when something is left."""
+    from ddphub.session.sync import find_runs  # noqa: PLC0415  # keeps `ddphub --help` quick
+
+    override = check_url(hub, "--hub") if hub else None
+    left = 0
+    for place in directories or [_default_dir()]:
+        folders = list(find_runs(place))
+        if not folders:
+            typer.echo(f"no run in {place}", err=True)
+            left += 1 if directories else 0
+        for folder in folders:
+            try:
+                delivered = _sync_one(folder.path, override, retry=retry)
+            except (DdphubError, OSError) as error:
+                typer.echo(f"{folder.path}: {error}", err=True)
+                delivered = False
+            left += 0 if delivered else 1
+    raise typer.Exit(1 if left else 0)
+
+
+def _sync_one(path: Path, override: str | None, *, retry: bool) -> bool:
+    """Delivers one run and says what came of it; whether nothing is left."""
+    from ddphub.hubs.ddphub import DdphubClient  # noqa: PLC0415  # requests, only where it is used
+    from ddphub.session.folder import RunFolder, RunInfo  # noqa: PLC0415
+    from ddphub.session.report import report  # noqa: PLC0415
+    from ddphub.session.sync import sync_run  # noqa: PLC0415
+
+    folder = RunFolder(path)
+    before = report(folder)
+    if before.is_delivered and not retry:
+        typer.echo("\n".join(before.lines()))
+        return True
+    hub, key = _hub_and_key(RunInfo.load(folder.run_json).hub, override)
+    client = DdphubClient(hub, key)
+    try:
+        with _shown_progress(before.events["pending"], before.checkpoints["pending"]) as progress:
+            outcome = sync_run(folder, client, hub=hub, retry_aside=retry, progress=progress)
+    finally:
+        client.close()
+    after = report(folder)
+    for line in [*outcome.repaired, *after.lines()]:
+        typer.echo(line)
+    if outcome.error:
+        typer.echo(f"  ! {outcome.error}", err=True)
+    return outcome.done and after.is_delivered
+
+
+def _hub_and_key(hub_of_run: str | None, override: str | None) -> tuple[str, str | None]:
+    """Which hub, and the key that belongs to it: a key never goes to a hub that a run.json alone names.
+
+    Raises:
+        SettingsError: no hub is known, or the only key at hand is for another one.
+    """
+    credentials = Credentials.load(os.environ)
+    configured = os.environ.get("DDPHUB_URL")
+    configured = check_url(configured, "DDPHUB_URL") if configured else None
+    hub = override or hub_of_run or configured or credentials.default_hub
+    if hub is None:
+        raise SettingsError("hub", None, "run.json", "the run names no hub: pass --hub or set DDPHUB_URL")
+    hub = check_url(hub, "run.json")
+    if hub == override or configured in {None, hub}:
+        key = os.environ.get("DDPHUB_API_KEY") or credentials.key_for(hub)
+    else:
+        key = credentials.key_for(hub)
+        if key is None and os.environ.get("DDPHUB_API_KEY"):
+            raise SettingsError(
+                "hub", hub, "run.json", f"DDPHUB_API_KEY is for {configured}: pass --hub {hub} to use it there"
+            )
+    return hub, key
+
+
+@contextlib.contextmanager
+def _shown_progress(events: int, checkpoints: int) -> Iterator[Callable[[str, int], None]]:
+    """A bar on a terminal, nothing elsewhere: the lines that follow say it all."""
+    if not sys.stderr.isatty():
+        yield lambda _kind, _count: None
+        return
+    columns = (TextColumn("{task.description:>12}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        tasks = {
+            "events": shown.add_task("events", total=events),
+            "checkpoints": shown.add_task("checkpoints", total=checkpoints),
+        }
+        yield lambda kind, count: shown.advance(tasks[kind], count)
+
+
+def _default_dir() -> Path:
+    return Path(os.environ.get("DDPHUB_DIR") or DEFAULT_DIR)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    typer.echo(f"ddphub: {message}", err=True)
+    sys.exit(code)

@@ -1,0 +1,317 @@
+"""Settings: arguments of `init` first, then DDPHUB_* variables, then the credentials file of `ddphub login`.
+
+Settings are checked when they are made, on every rank, before training starts. After that nothing raises.
+"""
+
+import dataclasses
+import difflib
+import json
+import logging
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+from urllib.parse import urlsplit
+
+from ddphub import names
+from ddphub.errors import SettingsError
+
+logger = logging.getLogger(__name__)
+
+Mode = Literal["online", "offline", "disabled"]
+MODES: Final = ("online", "offline", "disabled")
+
+VARIABLES: Final = {
+    "hub": "DDPHUB_URL",
+    "api_key": "DDPHUB_API_KEY",
+    "dir": "DDPHUB_DIR",
+    "run_id": "DDPHUB_RUN_ID",
+    "mode": "DDPHUB_MODE",
+    "staging_budget": "DDPHUB_STAGING_BUDGET",
+}
+"""The environment variable of each setting that has one."""
+
+DEFAULT_DIR: Final = ".ddphub"
+STAGING_BUDGET: Final = 50 * 1024**3
+"""Bytes of checkpoints that may wait on disk."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateLimits:
+    """Seconds at least between two requests of a kind. The defaults are those that HUB clients have used."""
+
+    metrics: float = 3.0
+    ckpt: float = 900.0
+    heartbeat: float = 300.0
+
+    @classmethod
+    def resolve(cls, given: object) -> "RateLimits":
+        """Checks a `rate_limits` argument: a dict with some of the three keys.
+
+        Raises:
+            SettingsError: for another type, an unknown key, or a value that is no number of seconds.
+        """
+        if given is None:
+            return cls()
+        known = [item.name for item in dataclasses.fields(cls)]
+        if not isinstance(given, Mapping):
+            raise SettingsError("rate_limits", given, "argument", f"expected a dict with keys {', '.join(known)}")
+        for key, value in given.items():
+            if key not in known:
+                raise SettingsError("rate_limits", key, "argument", f"unknown key; expected {', '.join(known)}")
+            _seconds(f"rate_limits[{key!r}]", value)
+        return cls(**{key: float(value) for key, value in given.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What `init` was asked for, checked.
+
+    Attributes:
+        project: the project's name.
+        name: the model's name within it.
+        run_id: the run to continue or to make; None lets rank 0 decide.
+        hub: base URL of the hub; None means that the run stays on disk.
+        api_key: never shown, never written to the run directory.
+        root: folder that holds one folder a run.
+        mode: `online`, `offline` (disk only) or `disabled` (nothing at all).
+        config: JSON-safe configuration shown by the hub.
+        rate_limits: seconds between requests.
+        rank: given rank, for launchers that name none.
+        world_size: given world size, likewise.
+        finish_timeout: seconds that `finish` may take on rank 0.
+        staging_budget: bytes of checkpoints that may wait on disk.
+    """
+
+    project: str
+    name: str
+    run_id: str | None = None
+    hub: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    root: Path = Path(DEFAULT_DIR)
+    mode: Mode = "online"
+    config: dict[str, Any] = field(default_factory=dict)
+    rate_limits: RateLimits = field(default_factory=RateLimits)
+    rank: int | None = None
+    world_size: int | None = None
+    finish_timeout: float = 600.0
+    staging_budget: int = STAGING_BUDGET
+
+    @classmethod
+    def resolve(cls, given: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> "Settings":
+        """Completes and checks the arguments of `init`; the directory is made and tried.
+
+        Args:
+            given: keyword arguments of `init`; None counts as not given.
+            environ: the environment; `os.environ` when None.
+
+        Raises:
+            SettingsError: names the setting, its value, where it came from and what is expected.
+        """
+        environ = os.environ if environ is None else environ
+        _refuse_unknown(given, environ)
+        lookup = _Lookup(given, environ)
+
+        project, source = lookup.get("project")
+        _check("project", project, source, names.wrong_name(project))
+        name, source = lookup.get("name", Path(sys.argv[0]).stem or "run", "the script's name")
+        _check("name", name, source, names.wrong_name(name))
+        run_id, source = lookup.get("run_id")
+        if run_id is not None:
+            _check("run_id", run_id, source, names.wrong_run_id(run_id))
+        credentials = Credentials.load(environ)
+        hub, source = lookup.get("hub", credentials.default_hub, "the credentials file")
+        if hub is not None:
+            hub = check_url(hub, source)
+        mode, source = lookup.get("mode", "online" if hub else "offline", "default")
+        _check("mode", mode, source, None if mode in MODES else f"expected one of {', '.join(MODES)}")
+        if mode == "online" and hub is None:
+            raise SettingsError(
+                "hub",
+                None,
+                "nothing",
+                "mode 'online' needs a hub: pass hub=, set DDPHUB_URL or run `ddphub login`",
+            )
+        api_key, source = lookup.get("api_key", credentials.key_for(hub) if hub else None, "the credentials file")
+        _check_key(api_key, source)
+        directory, source = lookup.get("dir", DEFAULT_DIR, "default")
+        root = _check_dir(directory, source) if mode != "disabled" else Path(DEFAULT_DIR)
+        budget, source = lookup.get("staging_budget", STAGING_BUDGET, "default")
+        finish_timeout, _ = lookup.get("finish_timeout", 600.0)
+        return cls(
+            project=project,
+            name=name,
+            run_id=run_id,
+            hub=hub,
+            api_key=api_key,
+            root=root,
+            mode=mode,
+            config=_json_safe(given.get("config")),
+            rate_limits=RateLimits.resolve(given.get("rate_limits")),
+            rank=_whole("rank", given.get("rank"), "argument"),
+            world_size=_whole("world_size", given.get("world_size"), "argument"),
+            finish_timeout=_seconds("finish_timeout", finish_timeout),
+            staging_budget=_whole("staging_budget", budget, source) or 0,
+        )
+
+
+SETTINGS: Final = (
+    *("project", "name", "run_id", "hub", "dir", "mode", "config", "rate_limits"),
+    *("rank", "world_size", "finish_timeout", "staging_budget", "api_key"),
+)
+"""The keyword arguments of `init`."""
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """The file that `ddphub login` writes: one key a hub, mode 0600.
+
+    `{"default": "https://hub", "keys": {"https://hub": "..."}}`
+    """
+
+    path: Path
+    default_hub: str | None = None
+    keys: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str]) -> "Credentials":
+        """Reads the file; one that is absent, unreadable or damaged counts as empty, the last with a warning."""
+        base = environ.get("XDG_CONFIG_HOME") or str(Path(environ.get("HOME", "~")).expanduser() / ".config")
+        path = Path(base) / "ddphub" / "credentials.json"
+        try:
+            content = json.loads(path.read_text())
+            keys = {str(url): str(key) for url, key in dict(content["keys"]).items()}
+            return cls(path, str(content["default"]), keys)
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            return cls(path)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            logger.warning("%s is damaged (%s): run `ddphub login` again", path, error)
+            return cls(path)
+
+    def key_for(self, hub: str) -> str | None:
+        """The key that belongs to exactly this hub: a key is never sent to another one."""
+        return self.keys.get(hub)
+
+    def save(self, hub: str, key: str) -> None:
+        """Adds a hub's key and makes the hub the default; the file appears whole, 0600, or not at all."""
+        content = {"default": hub, "keys": {**self.keys, hub: key}}
+        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.NamedTemporaryFile("w", dir=self.path.parent, delete=False) as file:  # made 0600
+            json.dump(content, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(file.name).replace(self.path)
+
+
+def check_url(url: object, source: str) -> str:
+    """A hub's base URL without a trailing slash.
+
+    Raises:
+        SettingsError: when it is no http or https URL with a host.
+    """
+    expected = "expected a URL such as https://hub.example.org or http://127.0.0.1:8765"
+    if not isinstance(url, str):
+        raise SettingsError("hub", url, source, expected)
+    try:
+        parts = urlsplit(url)
+        port_is_valid = parts.port is None or parts.port > 0
+    except ValueError:
+        raise SettingsError("hub", url, source, expected) from None
+    if parts.scheme not in {"http", "https"} or not parts.hostname or not port_is_valid or parts.query:
+        raise SettingsError("hub", url, source, expected)
+    if parts.username or parts.password:
+        shown = f"{parts.scheme}://...@{parts.hostname}"
+        raise SettingsError("hub", shown, source, "must carry no user or password: use DDPHUB_API_KEY")
+    if any(character.isspace() or not character.isprintable() for character in url):
+        raise SettingsError("hub", url, source, expected)
+    return url.rstrip("/")
+
+
+class _Lookup:
+    """Where a setting comes from: argument, variable, default."""
+
+    def __init__(self, given: Mapping[str, Any], environ: Mapping[str, str]) -> None:
+        self._given = given
+        self._environ = environ
+
+    def get(self, setting: str, default: object = None, default_source: str = "default") -> tuple[Any, str]:
+        """The setting's value and the words for where it was found."""
+        if self._given.get(setting) is not None:
+            return self._given[setting], "argument"
+        variable = VARIABLES.get(setting)
+        if variable and self._environ.get(variable):
+            return self._environ[variable], variable
+        return default, default_source
+
+
+def _refuse_unknown(given: Mapping[str, Any], environ: Mapping[str, str]) -> None:
+    for setting, value in given.items():
+        if setting not in SETTINGS:
+            close = difflib.get_close_matches(setting, SETTINGS, 1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise SettingsError(setting, value, "argument", f"unknown setting; {hint}known: {', '.join(SETTINGS)}")
+    for variable in environ:
+        if variable.startswith("DDPHUB_") and variable not in VARIABLES.values():
+            logger.warning("%s is no variable of ddphub; known: %s", variable, ", ".join(VARIABLES.values()))
+
+
+def _check(setting: str, value: object, source: str, wrong: str | None) -> None:
+    if wrong:
+        raise SettingsError(setting, value, source, wrong)
+
+
+def _check_key(api_key: object, source: str) -> None:
+    """A key that HTTP cannot carry would fail at every request; the value itself is not repeated."""
+    if api_key is None:
+        return
+    if not isinstance(api_key, str) or not api_key.isascii() or not api_key.isprintable() or " " in api_key:
+        raise SettingsError("api_key", "...", source, "expected printable ASCII without spaces")
+
+
+def _check_dir(directory: object, source: str) -> Path:
+    if not isinstance(directory, str | os.PathLike):
+        raise SettingsError("dir", directory, source, "expected a path")
+    root = Path(directory).expanduser().absolute()
+    try:
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryFile(dir=root):
+            pass
+    except (OSError, ValueError) as error:
+        raise SettingsError("dir", str(directory), source, f"cannot be written: {error}") from error
+    return root
+
+
+def _seconds(setting: str, value: object) -> float:
+    valid = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    if not valid:
+        raise SettingsError(setting, value, "argument", "expected seconds, 0 or more")
+    return float(value)  # type: ignore[arg-type]  # `valid` has checked it
+
+
+def _whole(setting: str, value: object, source: str) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise SettingsError(setting, value, source, "expected a whole number, 0 or more")
+    return value
+
+
+def _json_safe(config: object) -> dict[str, Any]:
+    """The user's configuration as JSON can carry it; what JSON does not know becomes its text."""
+    if config is None:
+        return {}
+    if not isinstance(config, Mapping):
+        raise SettingsError("config", config, "argument", "expected a dict (for a namespace: vars(args))")
+    try:
+        text = json.dumps({str(key): value for key, value in config.items()}, default=str)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise SettingsError("config", type(config).__name__, "argument", f"cannot be shown: {error}") from error
+    # NaN and infinities are no JSON: they become their names.
+    safe: dict[str, Any] = json.loads(text, parse_constant=str)
+    return safe

@@ -1,0 +1,303 @@
+"""The collector: rank 0's end of the relay.
+
+It answers hellos, pops messages into the spool, and acknowledges to each rank the highest number up to which it holds
+every event; only after the spool is on disk. It knows who is alive: a rank that says nothing for a while is lost.
+"""
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from ddphub import names
+from ddphub.distributed import relay
+from ddphub.distributed.courier import CONNECT_PAUSES
+from ddphub.distributed.rendezvous import Rendezvous
+from ddphub.events import Event, to_json
+from ddphub.seqs import SeqSet
+
+logger = logging.getLogger(__name__)
+
+INTERVAL: Final = 0.25
+"""Seconds between two drains. Pops do not block: a blocking pop would hold up the acknowledgements."""
+
+DRAIN_SECONDS: Final = 1.0
+"""Seconds that one drain may take before acknowledgements go out."""
+
+HELLO_GRACE: Final = 5.0
+"""Seconds after the start in which `finish` still waits for ranks that have not said hello."""
+
+
+class EventSpool(Protocol):
+    """Rank 0's spool file."""
+
+    def append(self, texts: list[str]) -> None:
+        """Appends batches.
+
+        Raises:
+            OSError: the disk does not take them.
+        """
+
+    def sync(self) -> None:
+        """Waits until what was appended is on disk.
+
+        Raises:
+            OSError: when the disk says no.
+        """
+
+
+@dataclass
+class Peer:
+    """What rank 0 knows of another rank's newest process."""
+
+    rank: int
+    nonce: str
+    about: dict[str, Any]
+    heard: float
+    state: str = "joined"
+    reported: int = 0
+    dropped: int = 0
+    failure: str | None = None
+    left_in: str | None = None
+    is_local: bool = False
+    """Whether its pid means something here: the same host and the same PID namespace."""
+
+
+class Collector:
+    """Collects the events of all other ranks. Rank 0 only.
+
+    Args:
+        rendezvous: finds the job's store.
+        keys: names of the relay's keys.
+        attempt_id: this attempt.
+        run_id: told to every rank.
+        folder: the run directory, likewise.
+        spool: where batches go.
+        report: takes events about ranks ("joined", "lost", ...).
+        where: model_id and url as far as the session knows them.
+        world_size: number of ranks, this one included.
+    """
+
+    def __init__(
+        self,
+        *,
+        rendezvous: Rendezvous,
+        keys: relay.Keys,
+        attempt_id: str,
+        run_id: str,
+        folder: Path,
+        spool: EventSpool,
+        report: Callable[[Event], None],
+        where: Callable[[], tuple[str | None, str | None]],
+        world_size: int,
+    ) -> None:
+        self._rendezvous = rendezvous
+        self._keys = keys
+        self._attempt_id = attempt_id
+        self._answer = to_json({"run_id": run_id, "attempt_id": attempt_id, "folder": str(folder)})
+        self._spool = spool
+        self._report = report
+        self._where = where
+        self._world_size = world_size
+        self._host = socket.gethostname()
+        self.peers: dict[int, Peer] = {}
+        self._streams: dict[tuple[str, int], SeqSet] = {}
+        self._acked: dict[str, str] = {}
+        self._dead_queues: list[str] = []
+        self._started = time.monotonic()
+        self._closing = threading.Event()
+        self._deadline = float("inf")
+        self._thread = threading.Thread(target=self._main, name="ddphub-collector", daemon=True)
+        self._thread.start()
+
+    def close(self, timeout: float) -> None:
+        """Waits for goodbyes of the ranks that live, at most `timeout` seconds; then tells the others to spool."""
+        self._deadline = time.monotonic() + timeout
+        self._closing.set()
+        self._thread.join(timeout + 2 * DRAIN_SECONDS)
+
+    def absent(self) -> list[int]:
+        """Ranks without a goodbye: lost, still running, or never seen."""
+        return [rank for rank in range(1, self._world_size) if not self._has_left(rank)]
+
+    def failure(self) -> str | None:
+        """The first failure that another rank reported with its goodbye."""
+        return next((f"rank {peer.rank}: {peer.failure}" for peer in self.peers.values() if peer.failure), None)
+
+    def _has_left(self, rank: int) -> bool:
+        return rank in self.peers and self.peers[rank].state == "left"
+
+    def _main(self) -> None:
+        pauses = iter(CONNECT_PAUSES)
+        while not self._is_over():
+            try:
+                store = self._rendezvous.connect()
+                if store is None:
+                    self._closing.wait(1.0)
+                    continue
+                self._find_dead_queues(store)
+                pauses = iter(CONNECT_PAUSES)
+                self._serve(store)
+                return
+            except Exception as error:  # noqa: BLE001  # torch raises RuntimeError and subclasses; ranks spool then
+                logger.info("the relay's store failed: %s", str(error).partition("\n")[0])
+                pause = next(pauses, None)
+                if pause is None:
+                    logger.warning("the relay's store is gone: the other ranks write spool files until the end")
+                    return
+                self._closing.wait(pause)
+
+    def _is_over(self) -> bool:
+        if not self._closing.is_set():
+            return False
+        now = time.monotonic()
+        if now >= self._deadline:
+            return True
+        if len(self.peers) < self._world_size - 1 and now - self._started < HELLO_GRACE:
+            return False
+        return all(peer.state in {"left", "lost"} for peer in self.peers.values())
+
+    def _find_dead_queues(self, store: Any) -> None:  # noqa: ANN401  # a TCPStore; torch is imported late
+        """A store that outlived an earlier world (torchrun's restarts) may hold events nobody popped."""
+        store.append(self._keys.attempts, f"{self._attempt_id},")
+        known = store.get(self._keys.attempts).decode().split(",")
+        self._dead_queues = [name for name in known if names.is_hex_id(name) and name != self._attempt_id]
+
+    def _serve(self, store: Any) -> None:  # noqa: ANN401
+        for attempt_id in self._dead_queues:
+            self._drain(store, self._keys.queue(attempt_id))
+        self._flush_spool()
+        queue = self._keys.queue(self._attempt_id)
+        while True:
+            over = self._is_over()
+            self._greet(store)
+            self._drain(store, queue)
+            if self._flush_spool() or over:
+                self._acknowledge(store, closed=over)
+            self._watch()
+            if over:
+                return
+            self._closing.wait(INTERVAL) if not self._closing.is_set() else time.sleep(INTERVAL / 5)
+
+    def _pop(self, store: Any, queue: str) -> dict[str, Any] | None:  # noqa: ANN401
+        """The queue's next message; None when it is empty. Nonsense is skipped and said."""
+        from torch.distributed import QueueEmptyError  # noqa: PLC0415  # `import ddphub` must not import torch
+
+        while True:
+            try:
+                data = store.queue_pop(queue, False)  # False: do not block
+            except QueueEmptyError:
+                return None
+            message = relay.parse(data)
+            if message is not None:
+                return message
+            logger.warning("a message of another rank was no JSON object: %r", bytes(data[:100]))
+
+    def _greet(self, store: Any) -> None:  # noqa: ANN401
+        while (hello := self._pop(store, self._keys.hello)) is not None:
+            nonce, rank = hello.get("nonce"), hello.get("rank")
+            if not names.is_hex_id(nonce) or not isinstance(rank, int) or not 0 < rank < self._world_size:
+                logger.warning("a hello made no sense: %s", str(hello)[:200])
+                continue
+            known = self.peers.get(rank)
+            about = {key: hello.get(key) for key in ("host", "pid", "local_rank", "node")}
+            if known is None or known.nonce != nonce:
+                is_local = about["host"] == self._host and not _is_gone(about["pid"])
+                self.peers[rank] = Peer(rank, nonce, about, time.monotonic(), is_local=is_local)
+                self._say(self.peers[rank], "joined")
+            # The acknowledgement's key first: the rank reads it without waiting once it has the answer.
+            self._acknowledge_one(store, self.peers[rank], closed=False)
+            store.set(self._keys.answer(nonce), self._answer)
+
+    def _drain(self, store: Any, queue: str) -> None:  # noqa: ANN401
+        until = time.monotonic() + DRAIN_SECONDS
+        while time.monotonic() < until and (message := self._pop(store, queue)) is not None:
+            try:
+                self._take(message)
+            except OSError as error:
+                # Not acknowledged, so its rank sends it again or spools it.
+                logger.warning("events of another rank were not taken: %s", error)
+                return
+
+    def _take(self, message: dict[str, Any]) -> None:
+        kind = message.get("type")
+        if kind in {"batch", "spilled"} and relay.is_batch(message):
+            stream = self._streams.setdefault((message["attempt_id"], message["rank"]), SeqSet())
+            first = message["first"]
+            last = message["last"] if kind == "spilled" else first + len(message["events"]) - 1
+            if kind == "batch" and not stream.covers(first, last):
+                del message["type"]
+                self._spool.append([to_json(message)])
+            stream.add(first, last)
+            self._heard(message["rank"])
+        elif kind == "beat":
+            self._heard(message.get("rank"), message.get("nonce"))
+        elif kind == "goodbye":
+            self._part(message)
+        else:
+            logger.warning("a message of another rank made no sense: %s", str(message)[:200])
+
+    def _heard(self, rank: object, nonce: object = None) -> None:
+        peer = self.peers.get(rank) if isinstance(rank, int) else None
+        if peer is None or nonce not in {None, peer.nonce}:
+            return
+        peer.heard = time.monotonic()
+        if peer.state == "lost":
+            self._say(peer, "back")
+
+    def _part(self, message: dict[str, Any]) -> None:
+        peer = self.peers.get(message.get("rank", 0))
+        if peer is None or peer.nonce != message.get("nonce"):
+            return
+        counts = [message.get("reported"), message.get("dropped")]
+        if relay.is_count(*counts):
+            peer.reported, peer.dropped = message["reported"], message["dropped"]
+        peer.failure = str(message["failure"])[:4000] if message.get("failure") else None
+        peer.left_in = str(message["left_in"]) if message.get("left_in") else None
+        self._say(peer, "left")
+
+    def _flush_spool(self) -> bool:
+        try:
+            self._spool.sync()
+        except OSError as error:
+            logger.warning("the spool could not be flushed: %s", error)
+            return False
+        return True
+
+    def _acknowledge(self, store: Any, *, closed: bool) -> None:  # noqa: ANN401
+        for peer in self.peers.values():
+            self._acknowledge_one(store, peer, closed=closed)
+
+    def _acknowledge_one(self, store: Any, peer: Peer, *, closed: bool) -> None:  # noqa: ANN401
+        model_id, url = self._where()
+        stream = self._streams.get((self._attempt_id, peer.rank))
+        held = stream.contiguous() if stream else -1
+        ack = to_json({"held": held, "model_id": model_id, "url": url, "closed": closed})
+        if self._acked.get(peer.nonce) != ack:
+            store.set(self._keys.ack(peer.nonce), ack)
+            self._acked[peer.nonce] = ack
+
+    def _watch(self) -> None:
+        now = time.monotonic()
+        for peer in self.peers.values():
+            if peer.state not in {"joined", "back"}:
+                continue
+            if now - peer.heard > relay.LOST or (peer.is_local and _is_gone(peer.about["pid"])):
+                self._say(peer, "lost")
+
+    def _say(self, peer: Peer, state: str) -> None:
+        peer.state = state
+        self._report({"kind": "rank", "of_rank": peer.rank, "state": state, "reason": peer.failure, **peer.about})
+
+
+def _is_gone(pid: object) -> bool:
+    """Whether no process of that id runs here; a zombie does not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return True
+    return stat.rpartition(")")[2].split()[0] in {"Z", "X"}

@@ -1,0 +1,357 @@
+"""The courier: carries one rank's events to rank 0, and to the rank's own spool file when that fails.
+
+Two threads share it. The outbox's thread hands events over and *keeps* them: nothing it does can wait for a network.
+The courier's own thread talks to the store, and may hang there: then the keeper finds events unacknowledged for too
+long and writes them to disk. So a dead store, a stopped rank 0 or a slow one costs neither events nor memory.
+"""
+
+import json
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from ddphub import names
+from ddphub.distributed import relay
+from ddphub.distributed.rendezvous import Rendezvous
+from ddphub.distributed.topology import Topology
+from ddphub.events import to_json
+
+logger = logging.getLogger(__name__)
+
+TICK: Final = 0.1
+"""Seconds between two looks of the courier's thread when nobody wakes it."""
+
+ACK_INTERVAL: Final = 0.5
+"""Seconds between two reads of the acknowledgement."""
+
+RESEND_AFTER: Final = 2.0
+"""Seconds without progress after which the oldest unacknowledged batch is pushed again."""
+
+ACK_LATE: Final = 5.0
+"""Seconds after which an unacknowledged batch goes to the spool file, and the courier says hello again."""
+
+CONNECT_PAUSES: Final = (1.0, 2.0, 5.0, 10.0, 30.0)
+"""Seconds between attempts to reach a store that failed; after the last one this rank writes its spool file only.
+Torch prints a stack trace for each failed call, so the attempts are few."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What rank 0 answered to this process's hello."""
+
+    run_id: str
+    attempt_id: str
+    folder: Path
+
+
+class RankSpool(Protocol):
+    """Where this rank's events go when the relay cannot take them."""
+
+    def write(self, answer: Answer | None, stream_id: str, batches: Sequence[str]) -> None:
+        """Appends batches of a stream (an attempt id, or the nonce while there is no answer) to its file.
+
+        Raises:
+            OSError: the disk does not take them.
+        """
+
+
+class Unreachable(Exception):
+    """The store cannot carry the relay, now or at all."""
+
+
+@dataclass
+class _Held:
+    """A batch that rank 0 has not acknowledged; once spilled, only its place in the stream: then `text` is empty."""
+
+    batch: relay.Batch
+    since: float
+    pushed: bool = False
+    pushed_bytes: int = 0
+
+    @property
+    def spilled(self) -> bool:
+        return not self.batch.text
+
+    @property
+    def count(self) -> int:
+        return self.batch.last - self.batch.first + 1
+
+
+class Courier:
+    """Carries events of one rank other than 0. A `Carrier` for the outbox.
+
+    Args:
+        topology: this process's place.
+        rendezvous: finds the job's store.
+        keys: names of the relay's keys.
+        spool: where events go that the relay cannot take.
+        about: host, pid and the like, told in the hello.
+    """
+
+    def __init__(
+        self,
+        *,
+        topology: Topology,
+        rendezvous: Rendezvous,
+        keys: relay.Keys,
+        spool: RankSpool,
+        about: dict[str, Any],
+    ) -> None:
+        self.nonce = names.new_hex_id()
+        self.answer: Answer | None = None
+        self.model_id: str | None = None
+        self.url: str | None = None
+        self.dropped = 0
+        self.spilled = 0
+        self._topology = topology
+        self._rendezvous = rendezvous
+        self._keys = keys
+        self._spool = spool
+        self._about = about
+        self._lock = threading.Lock()  # held for moments only, never around I/O
+        self._spilling = threading.Lock()  # around a write to the spool file: flush and outbox may both want to
+        self._unanswered: list[str] = []
+        self._unanswered_bytes = 0
+        self._stream_id = self.nonce
+        self._next_seq = 0
+        self._held: deque[_Held] = deque()
+        self._progress = time.monotonic()
+        self._resent = 0.0
+        self._closed_by_owner = False
+        self._goodbye: dict[str, Any] | None = None
+        self._said_goodbye = threading.Event()
+        self._wake = threading.Event()
+        self._stopped = False
+        self.gave_up = False
+        self._thread = threading.Thread(target=self._main, name="ddphub-courier", daemon=True)
+        self._thread.start()
+
+    # The keeper's side: the outbox's thread, or whoever flushes.
+
+    def carry(self, events: Sequence[str]) -> None:
+        """Keeps events for the courier's thread, and spills what waits too long or takes too much memory."""
+        now = time.monotonic()
+        with self._lock:
+            if self.answer is None:
+                self._unanswered.extend(events)
+                self._unanswered_bytes += sum(map(len, events))
+            else:
+                self._hold(events, now)
+        if events:
+            self._wake.set()
+        self._spill_overdue(now)
+
+    def finish(self, goodbye: dict[str, Any], timeout: float) -> None:
+        """Sends the goodbye behind everything carried, waits for the acknowledgement, spills the rest.
+
+        Args:
+            goodbye: fields of the message.
+            timeout: seconds to wait at most.
+        """
+        deadline = time.monotonic() + timeout
+        self._goodbye = goodbye
+        self._wake.set()
+        while time.monotonic() < deadline and not self.gave_up and not self._closed_by_owner:
+            with self._lock:
+                if self.answer is not None and self._said_goodbye.is_set() and not self._held:
+                    break
+            self._said_goodbye.wait(0.05) if not self._said_goodbye.is_set() else time.sleep(0.02)
+        self._stopped = True
+        self._wake.set()
+        self._spill_all()
+
+    @property
+    def unspilled(self) -> int:
+        """Events neither acknowledged nor on disk."""
+        with self._lock:
+            return sum(held.count for held in self._held if not held.spilled) + len(self._unanswered)
+
+    def _hold(self, events: Sequence[str], now: float) -> None:
+        for group in relay.split(list(events)):
+            batch = relay.pack(self._stream_id, self._topology.rank, self._next_seq, group)
+            self._next_seq = batch.last + 1
+            self._held.append(_Held(batch, now))
+
+    def _spill_overdue(self, now: float) -> None:
+        with self._lock:
+            too_much = self._unanswered_bytes + self._held_bytes() > relay.WINDOW
+            late = any(not held.spilled and now - held.since > ACK_LATE for held in self._held)
+        if too_much or late or self.gave_up:
+            self._spill_all()
+
+    def _held_bytes(self) -> int:
+        return sum(len(held.batch.text) for held in self._held)
+
+    def _spill_all(self) -> None:
+        """Writes what is held to this rank's spool file; what the disk refuses stays held while memory allows."""
+        with self._spilling:
+            with self._lock:
+                if self.answer is None:
+                    self._hold(self._unanswered, time.monotonic())
+                    self._unanswered.clear()
+                    self._unanswered_bytes = 0
+                answer, stream_id = self.answer, self._stream_id
+                spilling = [held for held in self._held if not held.spilled]
+            if not spilling:
+                return
+            try:
+                self._spool.write(answer, stream_id, [held.batch.text for held in spilling])
+            except OSError as error:
+                self._drop_beyond_window(error)
+                return
+            with self._lock:
+                self.spilled += sum(held.count for held in spilling)
+                if answer is None:
+                    self._held.clear()  # complete under the nonce: nobody will acknowledge them
+                else:
+                    self._let_go(spilling[-1].batch.last)
+
+    def _let_go(self, last: int) -> None:
+        """Keeps of everything up to `last` only its place in the stream, as one range; rank 0 is told of it."""
+        gone = [held for held in self._held if held.batch.last <= last]
+        if gone:
+            rest = list(self._held)[len(gone) :]
+            place = relay.Batch(gone[0].batch.first, gone[-1].batch.last, "")
+            merged = _Held(place, gone[0].since, pushed_bytes=sum(held.pushed_bytes for held in gone))
+            self._held = deque([merged, *rest])
+
+    def _drop_beyond_window(self, error: OSError) -> None:
+        dropped, last = 0, -1
+        with self._lock:
+            excess = self._held_bytes() - relay.WINDOW
+            for held in self._held:
+                if excess <= 0:
+                    break
+                excess -= len(held.batch.text)
+                dropped += 0 if held.spilled else held.count
+                last = held.batch.last
+            self._let_go(last)  # told as spilled, or rank 0 would wait for these numbers for ever
+        if dropped:
+            self.dropped += dropped
+            logger.warning("%d events were dropped: rank 0 cannot be reached and the disk says %s", dropped, error)
+
+    # The courier's thread.
+
+    def _main(self) -> None:
+        pauses = iter(CONNECT_PAUSES)
+        while not self._stopped:
+            try:
+                store = self._connect()
+                self._say_hello(store)
+                pauses = iter(CONNECT_PAUSES)
+                self._serve(store)
+            except Exception as error:  # noqa: BLE001  # torch raises RuntimeError and subclasses; whatever it is, spill
+                # A client that has failed once must not be used again: its connection may be out of step.
+                logger.info("the relay's store failed: %s", str(error).partition("\n")[0])
+                pause = next(pauses, None)
+                if pause is None:
+                    break
+                self._wait(pause)
+        self.gave_up = True
+
+    def _connect(self) -> Any:  # noqa: ANN401  # a TCPStore; torch is imported late
+        while not self._stopped:
+            store = self._rendezvous.connect()
+            if store is not None:
+                return store
+            self._wait(1.0)
+        raise Unreachable("closed before the job had a store")
+
+    def _say_hello(self, store: Any) -> None:  # noqa: ANN401
+        hello = {"nonce": self.nonce, "rank": self._topology.rank, **self._about}
+        store.queue_push(self._keys.hello, to_json(hello))
+
+    def _serve(self, store: Any) -> None:  # noqa: ANN401
+        last_ack = last_beat = last_hello = time.monotonic()
+        while not self._stopped:
+            now = time.monotonic()
+            if self.answer is None:
+                self._take_answer(store)
+                if self.answer is None:
+                    self._wait(TICK)
+                    continue
+            self._push(store, now)
+            if now - last_ack >= ACK_INTERVAL or self._goodbye is not None:
+                last_ack = now
+                self._take_ack(store)
+            if now - last_beat >= relay.BEAT:
+                last_beat = now
+                self._send(store, {"type": "beat", "nonce": self.nonce, "rank": self._topology.rank})
+            if self._held and now - max(self._progress, last_hello) > ACK_LATE:
+                # Another rank 0 may own the queue by now (a restart that this process outlived).
+                last_hello = now
+                self._say_hello(store)
+                self._take_answer(store)
+            self._wait(TICK)
+
+    def _wait(self, seconds: float) -> None:
+        self._wake.wait(seconds)
+        self._wake.clear()
+
+    def _take_answer(self, store: Any) -> None:  # noqa: ANN401
+        key = self._keys.answer(self.nonce)
+        if not store.check([key]):
+            return
+        content = json.loads(store.get(key))
+        answer = Answer(content["run_id"], content["attempt_id"], Path(content["folder"]))
+        if names.wrong_run_id(answer.run_id) or not names.is_hex_id(answer.attempt_id):
+            raise Unreachable("rank 0's answer makes no sense")
+        if self.answer and self.answer.attempt_id == answer.attempt_id:
+            return
+        if self.answer:
+            self._spill_all()  # under the attempt that they were numbered for
+        with self._lock:
+            waiting, self._unanswered = self._unanswered, []
+            self._unanswered_bytes = 0
+            self.answer = answer
+            self._stream_id = answer.attempt_id
+            self._next_seq = 0
+            self._held.clear()
+            self._progress = time.monotonic()
+            self._hold(waiting, self._progress)
+
+    def _push(self, store: Any, now: float) -> None:  # noqa: ANN401
+        with self._lock:
+            if self._held and now - max(self._progress, self._resent) > RESEND_AFTER:
+                # A cut connection can lose one push in the middle while later ones arrive.
+                self._resent = now
+                self._held[0].pushed = False
+            in_flight = sum(held.pushed_bytes for held in self._held)
+            waiting = [held for held in self._held if not held.pushed]
+        for held in waiting:
+            batch = held.batch
+            if held.spilled:
+                content = {"attempt_id": self._stream_id, "rank": self._topology.rank, "first": batch.first}
+                self._send(store, {"type": "spilled", **content, "last": batch.last})
+            elif in_flight <= relay.WINDOW or held.pushed_bytes:
+                store.queue_push(self._keys.queue(self._stream_id), '{"type":"batch",' + batch.text[1:])
+                held.pushed_bytes += len(batch.text)
+                in_flight += len(batch.text)
+            else:
+                # Rank 0 does not drain: what is on its way already is all that may pile up in the store.
+                break
+            held.pushed = True
+        goodbye = self._goodbye
+        if goodbye is not None and not self._said_goodbye.is_set():
+            place = {"nonce": self.nonce, "rank": self._topology.rank}
+            self._send(store, {"type": "goodbye", **place, **goodbye})
+            self._said_goodbye.set()
+
+    def _send(self, store: Any, message: dict[str, Any]) -> None:  # noqa: ANN401
+        store.queue_push(self._keys.queue(self._stream_id), to_json(message))
+
+    def _take_ack(self, store: Any) -> None:  # noqa: ANN401
+        content = json.loads(store.get(self._keys.ack(self.nonce)))
+        self.model_id, self.url = content["model_id"], content["url"]
+        with self._lock:
+            while self._held and self._held[0].batch.last <= content["held"]:
+                self._held.popleft()
+                self._progress = time.monotonic()
+            if not self._held:
+                self._progress = time.monotonic()
+        self._closed_by_owner = bool(content["closed"])

@@ -1,0 +1,135 @@
+"""The outbox: where every rank's events gather, and the thread that packs them.
+
+`put` is all that a training thread ever runs: an append to a deque. Twice a second a thread of the outbox makes
+JSON of what has gathered and hands it to the carrier: on rank 0 the spool, on other ranks the courier.
+"""
+
+import json
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
+
+from ddphub.distributed.scalars import PendingScalar
+from ddphub.events import MAX_EVENT_BYTES, Event, encode_scalar
+
+logger = logging.getLogger(__name__)
+
+INTERVAL: Final = 0.5
+"""Seconds between two packings: what a SIGKILL can take along."""
+
+CAPACITY: Final = 200_000
+"""Events that may wait to be packed; past it new ones are dropped and counted, so memory stays bounded."""
+
+GPU_PATIENCE: Final = 60.0
+"""Seconds that an event waits for its CUDA scalars; then it goes without them."""
+
+_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
+
+class Carrier(Protocol):
+    """Takes packed events onwards. Only the outbox's thread calls it, or the thread that flushes."""
+
+    def carry(self, events: Sequence[str]) -> None:
+        """Takes events, each as JSON text; must not raise, must not wait for a network."""
+
+
+class Outbox:
+    """Gathers events. `put` from any thread; one outbox a run and rank.
+
+    Args:
+        carrier: where packed events go.
+    """
+
+    def __init__(self, carrier: Carrier) -> None:
+        self._carrier = carrier
+        self._gathered: deque[Event] = deque()
+        self._packing = threading.Lock()
+        self._wake = threading.Event()
+        self._stopped = False
+        self.packed = 0
+        self.dropped = 0
+        self._thread = threading.Thread(target=self._main, name="ddphub-outbox", daemon=True)
+        self._thread.start()
+
+    def put(self, event: Event) -> None:
+        """Takes an event, to be packed within INTERVAL. Any thread; no I/O, no wait."""
+        gathered = self._gathered
+        waiting = len(gathered)
+        if waiting >= CAPACITY:
+            self.dropped += 1
+            return
+        gathered.append(event)
+        if waiting == CAPACITY // 2:  # one call in many pays for a wake-up
+            self._wake.set()
+
+    def flush(self, timeout: float) -> bool:
+        """Packs everything that was put before; False when that took longer than `timeout` seconds."""
+        if not self._packing.acquire(timeout=timeout):
+            return False
+        try:
+            self._pack(final=True)
+        finally:
+            self._packing.release()
+        return True
+
+    def close(self) -> None:
+        """Stops the thread; the caller has flushed."""
+        self._stopped = True
+        self._wake.set()
+
+    def disable(self) -> None:
+        """In a forked child: nothing gathers here any more; the parent owns what has gathered."""
+        self._gathered = deque(maxlen=0)
+
+    def _main(self) -> None:
+        while not self._stopped:
+            self._wake.wait(INTERVAL)
+            self._wake.clear()
+            with self._packing:
+                try:
+                    self._pack()
+                except Exception:  # nobody else would hear of it, and the events behind this one must flow
+                    logger.exception("an event could not be packed")
+
+    def _pack(self, *, final: bool = False) -> None:
+        gathered = self._gathered
+        texts: list[str] = []
+        for _ in range(len(gathered)):
+            if not final and not self._gpu_is_done(gathered[0]):
+                break  # those behind it wait too: order is kept
+            text = _to_text(gathered.popleft())
+            if len(text) > MAX_EVENT_BYTES:
+                self.dropped += 1
+                logger.warning("an event of %d bytes was dropped: the limit is %d", len(text), MAX_EVENT_BYTES)
+                continue
+            texts.append(text)
+        self.packed += len(texts)
+        # Also with nothing new: the carrier tends what it still holds.
+        self._carrier.carry(texts)
+
+    @staticmethod
+    def _gpu_is_done(event: Event) -> bool:
+        pending = [value for value in event.get("values", {}).values() if isinstance(value, PendingScalar)]
+        return all(scalar.ready() for scalar in pending) or time.time() - event["time"] > GPU_PATIENCE
+
+
+def _to_text(event: Event) -> str:
+    """JSON of an event; the slow path is for what JSON does not know."""
+    try:
+        return _encode(event)
+    except (ValueError, TypeError):
+        return _encode({**event, "values": _plain(event.get("values", {}))})
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = {}
+    for name, value in values.items():
+        if not isinstance(value, PendingScalar):
+            plain[name] = encode_scalar(value)
+        elif value.ready():
+            plain[name] = encode_scalar(value.take())
+        # else the GPU hangs: better the event without this value than no event
+    return plain

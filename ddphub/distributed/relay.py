@@ -1,0 +1,142 @@
+"""The relay: how events of every rank reach rank 0 through the job's store, without a collective.
+
+No rank can stall another: a rank pushes to a queue and goes on; rank 0 pops when it can.
+
+| where | what |
+| --- | --- |
+| queue `<namespace>/<ordinal>/hello` | hellos of new processes: nonce, rank, host, pid, local_rank, node |
+| key `<namespace>/<ordinal>/answer/<nonce>` | rank 0's answer: run_id, attempt_id, queue, folder |
+| queue `<namespace>/<ordinal>/queue/<attempt_id>` | messages to rank 0 of this attempt, see below |
+| key `<namespace>/<ordinal>/ack/<nonce>` | rank 0's word: held, model_id, url, closed, asked again and again |
+| key `<namespace>/<ordinal>/run` | the run id that rank 0 chose; a restart in place continues it |
+| key `<namespace>/<ordinal>/attempts` | attempt ids, comma-separated: a later rank 0 drains a dead world's queue |
+
+`<ordinal>` counts the calls of `init` in a process: every rank calls it in the same order. Nothing in the environment
+names a world reliably, so a process makes itself known by a random nonce, and only rank 0 of its own world answers.
+
+Messages are JSON objects, never pickle; `type` is one of
+
+| type | fields |
+| --- | --- |
+| `batch` | attempt_id, rank, first, events: see events.py |
+| `spilled` | attempt_id, rank, first, last: these are in the rank's own spool file; count them as held |
+| `beat` | nonce, rank |
+| `goodbye` | nonce, rank, reported, dropped, failure: text or null, left_in: folder with undelivered files or null |
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ddphub import names
+
+BEAT: Final = 5.0
+"""Seconds between two signs of life of a rank."""
+
+LOST: Final = 15.0
+"""Seconds of silence after which a rank is shown as lost."""
+
+WINDOW: Final = 256 * 1024
+"""Bytes that a rank holds in memory, unacknowledged or unanswered; past it they go to its spool file."""
+
+BATCH_BYTES: Final = 64 * 1024
+"""Bytes of events in one message, but for a single larger event."""
+
+BATCH_EVENTS: Final = 500
+"""Events in one message: half of what a hub takes in one request."""
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Names of the relay's keys and queues for one run of one process."""
+
+    namespace: str
+    ordinal: int
+
+    def _name(self, *parts: str) -> str:
+        return "/".join((self.namespace, str(self.ordinal), *parts))
+
+    @property
+    def hello(self) -> str:
+        """Queue of hellos."""
+        return self._name("hello")
+
+    @property
+    def run(self) -> str:
+        """Key of the run id."""
+        return self._name("run")
+
+    @property
+    def attempts(self) -> str:
+        """Key of the attempts seen on this store."""
+        return self._name("attempts")
+
+    def answer(self, nonce: str) -> str:
+        """Key of the answer to a hello."""
+        return self._name("answer", nonce)
+
+    def ack(self, nonce: str) -> str:
+        """Key of the acknowledgement for one rank's process."""
+        return self._name("ack", nonce)
+
+    def queue(self, attempt_id: str) -> str:
+        """Queue of an attempt's messages."""
+        return self._name("queue", attempt_id)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Consecutive events of one stream.
+
+    Attributes:
+        first: seq of the first event.
+        last: seq of the last one.
+        text: the batch as JSON (see events.py).
+    """
+
+    first: int
+    last: int
+    text: str
+
+
+def pack(attempt_id: str, rank: int, first: int, events: list[str]) -> Batch:
+    """One batch of events that are JSON already; they are not encoded twice."""
+    head = f'{{"attempt_id":"{attempt_id}","rank":{rank},"first":{first},"events":['
+    return Batch(first, first + len(events) - 1, f"{head}{','.join(events)}]}}")
+
+
+def split(events: list[str]) -> list[list[str]]:
+    """Events in groups of at most BATCH_EVENTS events and about BATCH_BYTES bytes."""
+    groups: list[list[str]] = []
+    size = BATCH_BYTES
+    for event in events:
+        if size + len(event) > BATCH_BYTES or len(groups[-1]) >= BATCH_EVENTS:
+            groups.append([])
+            size = 0
+        groups[-1].append(event)
+        size += len(event)
+    return groups
+
+
+def parse(data: bytes) -> dict[str, Any] | None:
+    """A message as rank 0 may trust it, or None: the sender is another process and may say anything."""
+    try:
+        message = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return message if isinstance(message, dict) else None
+
+
+def is_batch(message: dict[str, Any]) -> bool:
+    """Whether a `batch` or `spilled` message holds what one must."""
+    if not names.is_hex_id(message.get("attempt_id")) or not is_count(message.get("rank"), message.get("first")):
+        return False
+    if message.get("type") == "spilled":
+        return is_count(message.get("last")) and message["last"] >= message["first"]
+    events = message.get("events")
+    return isinstance(events, list) and bool(events) and all(isinstance(event, dict) for event in events)
+
+
+def is_count(*values: object) -> bool:
+    """Whether every value is a whole number from 0 up."""
+    return all(isinstance(value, int) and not isinstance(value, bool) and value >= 0 for value in values)

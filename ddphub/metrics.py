@@ -1,0 +1,79 @@
+"""Reading what a user gives as metrics: what can be recorded is kept, the rest is counted and warned of once."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Final
+
+from ddphub.distributed.scalars import UnreadableError, read_scalar
+from ddphub.events import Scalar, encode_scalar
+from ddphub.hubs.wire import MAX_METRIC_NAME
+
+logger = logging.getLogger(__name__)
+
+INT_LIMIT: Final = 2**63
+"""Ints beyond it travel as floats: databases hold 64 bits."""
+
+_MOST_WARNINGS: Final = 1000
+
+
+class MetricReader:
+    """Turns values into numbers. Any rank; only the training thread uses it.
+
+    Attributes:
+        good_names: names seen before with a value that could be read: the fast path skips their check.
+        dropped: values that were not recorded.
+    """
+
+    def __init__(self) -> None:
+        self.good_names: set[str] = set()
+        self.dropped = 0
+        self._warned: set[str] = set()
+
+    def read(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The values that can be recorded, read now. The path of every step: plain numbers cost next to nothing."""
+        good_names = self.good_names
+        kept: dict[str, Any] = {}
+        for name, value in values.items():
+            kind = type(value)
+            if name in good_names and (
+                kind is float or kind is bool or (kind is int and -INT_LIMIT < value < INT_LIMIT)
+            ):
+                kept[name] = value
+            else:
+                self._read_slowly(name, value, kept)
+        return kept
+
+    def read_for_wire(self, values: Mapping[str, Any] | None) -> dict[str, Scalar]:
+        """The same for a checkpoint's metrics: a CUDA value is waited for, non-finite ones become their names."""
+        kept: dict[str, Any] = {}
+        for name, value in (values or {}).items():
+            self._read_slowly(name, value.item() if getattr(value, "shape", None) == () else value, kept)
+        return {name: encode_scalar(value) for name, value in kept.items()}
+
+    def whole(self, field: str, value: object) -> int | None:
+        """A step or an epoch; None for what is no whole number, with one warning."""
+        if value is None:
+            return None
+        try:
+            return int(value)  # type: ignore[call-overload,no-any-return]  # whatever it is, int() says
+        except (TypeError, ValueError, OverflowError):
+            self.drop(field, f"expected a whole number, got {type(value).__name__}")
+            return None
+
+    def drop(self, name: str, reason: str) -> None:
+        """Counts a value that is not recorded; warns once a name."""
+        self.dropped += 1
+        if name not in self._warned and len(self._warned) < _MOST_WARNINGS:
+            self._warned.add(name)
+            logger.warning("metric %r is dropped: %s", name, reason)
+
+    def _read_slowly(self, name: object, value: object, kept: dict[str, Any]) -> None:
+        if not isinstance(name, str) or not 0 < len(name) <= MAX_METRIC_NAME or not name.isprintable():
+            self.drop(str(name)[:80], f"a metric's name is text of 1 to {MAX_METRIC_NAME} printable characters")
+            return
+        try:
+            kept[name] = read_scalar(value)
+        except UnreadableError as error:
+            self.drop(name, f"expected a number or a 0-d tensor, got {error}")
+            return
+        self.good_names.add(name)

@@ -1,0 +1,208 @@
+"""Rank 0's side of a run, wired: run directory, spool, staging area, session, collector."""
+
+import contextlib
+import logging
+import os
+import socket
+import sys
+import time
+from typing import Any, Final
+
+from ddphub import names
+from ddphub.checkpoints.staging import Slot, StagingArea
+from ddphub.config import Settings
+from ddphub.distributed.collector import Collector
+from ddphub.distributed.outbox import Outbox
+from ddphub.distributed.relay import Keys
+from ddphub.distributed.rendezvous import Rendezvous
+from ddphub.distributed.slurm import SlurmJob
+from ddphub.distributed.topology import Topology
+from ddphub.errors import JournalError, SettingsError
+from ddphub.events import Event
+from ddphub.session.folder import RunFolder, RunInfo
+from ddphub.session.lines import LineWriter
+from ddphub.session.report import report
+from ddphub.session.session import Session
+from ddphub.session.spool import OwnSpool
+
+logger = logging.getLogger(__name__)
+
+HUB_WAIT: Final = 2.0
+"""Seconds that `init` waits on rank 0 so that `run.url` can be printed; training starts without it after that."""
+
+
+class Owner:
+    """What only rank 0 has: the run directory, the session, the relay's end. Built by `Run` alone.
+
+    Args:
+        settings: checked settings.
+        topology: this process's place.
+        rendezvous: finds the job's store.
+        keys: names of the relay's keys.
+        ordinal: which call of `init` in this process.
+
+    Raises:
+        SettingsError: the run directory cannot be made.
+    """
+
+    def __init__(
+        self, settings: Settings, topology: Topology, rendezvous: Rendezvous, keys: Keys, ordinal: int
+    ) -> None:
+        self._topology = topology
+        self.attempt_id = names.new_hex_id()
+        slurm = SlurmJob.detect()
+        run_id = settings.run_id or decide_run_id(settings, slurm, rendezvous, keys, ordinal)
+        self.folder = RunFolder(settings.root / run_id)
+        try:
+            self.folder.create()
+            self.info = self._continue_or_make(settings, run_id, slurm)
+            self.info.save(self.folder.run_json)
+        except OSError as error:
+            raise SettingsError("dir", str(settings.root), "settings", f"cannot be written: {error}") from error
+        self.staging = StagingArea(self.folder.staging, budget=settings.staging_budget, make_room=self._make_room)
+        self._writer = LineWriter(self.folder.relay_file(self.attempt_id))
+        self._own_spool = OwnSpool(self.attempt_id, self._writer)
+        self.outbox = Outbox(self._own_spool)
+        client = None
+        if settings.mode == "online" and settings.hub is not None:
+            from ddphub.hubs.ddphub import DdphubClient  # noqa: PLC0415  # requests, for online runs only
+
+            client = DdphubClient(settings.hub, settings.api_key)
+        self.session = Session(
+            folder=self.folder,
+            info=self.info,
+            attempt_id=self.attempt_id,
+            staging=self.staging,
+            client=client,
+            rate_limits=settings.rate_limits,
+        )
+        self.collector: Collector | None = None
+        if topology.world_size > 1:
+            self.collector = Collector(
+                rendezvous=rendezvous,
+                keys=keys,
+                attempt_id=self.attempt_id,
+                run_id=run_id,
+                folder=self.folder.path,
+                spool=self._writer,
+                report=self.put,
+                where=lambda: (self.session.model_id, self.session.url),
+                world_size=topology.world_size,
+            )
+        self.put({"kind": "attempt", "state": "started", **self._about_attempt(), "reason": None})
+        self.put({"kind": "rank", "of_rank": 0, "state": "joined", **about(topology)})
+
+    def announce(self) -> None:
+        """Starts the session, and says where the run can be seen."""
+        self.session.start()
+        self.session.wait_for_hub(HUB_WAIT)
+        url = self.session.url
+        error = self.session.last_error
+        where = url or (f"on disk until the hub answers ({error})" if error else f"on disk in {self.folder.path}")
+        tell([f"run {self.info.run_id}: {where}"])
+
+    def put(self, event: Event) -> None:
+        """An event of rank 0's own."""
+        self.outbox.put({"time": time.time(), **event})
+
+    def finish(
+        self, state: str, failure: str | None, deadline: float, goodbye_wait: float, dropped_values: int
+    ) -> None:
+        """Collects goodbyes, delivers until `deadline` (time.monotonic), prints the report."""
+        if self.collector is not None:
+            self.collector.close(min(goodbye_wait, max(0.0, deadline - time.monotonic())))
+            if state == "finished" and self.collector.failure():
+                state, failure = "failed", self.collector.failure()
+        self.put({"kind": "rank", "of_rank": 0, "state": "left", **about(self._topology)})
+        self.put({"kind": "attempt", "state": state, **self._about_attempt(), "reason": failure})
+        self.outbox.flush(max(1.0, deadline - time.monotonic()))
+        self.session.finish(deadline)
+        self._writer.close()
+        tell([*report(self.folder).lines(), *self._remarks(dropped_values)])
+
+    def _remarks(self, dropped_values: int) -> list[str]:
+        """What the run directory does not know."""
+        remarks = []
+        if error := self.session.last_error:
+            remarks.append(f"  ! the hub: {error}")
+        dropped = self.outbox.dropped + self._own_spool.dropped
+        peers = self.collector.peers.values() if self.collector else ()
+        dropped += dropped_values + sum(peer.dropped for peer in peers)
+        if dropped:
+            remarks.append(f"  ! {dropped} values or events were dropped; the log says why")
+        if self._own_spool.unwritten:
+            remarks.append(f"  ! {self._own_spool.unwritten} events are lost: the disk did not take them")
+        if self.collector and (absent := self.collector.absent()):
+            shown = ", ".join(map(str, absent[:20]))
+            remarks.append(f"  ! no goodbye from ranks {shown}: what they hold is in their own spool files")
+        remarks += [f"  ! rank {peer.rank} left files in {peer.left_in}" for peer in peers if peer.left_in]
+        return remarks
+
+    def _about_attempt(self) -> dict[str, Any]:
+        return {"world_size": self._topology.world_size, "host": socket.gethostname()}
+
+    def _make_room(self, slot: Slot, needed: int) -> None:
+        self.session.make_room(slot, needed)
+
+    def _continue_or_make(self, settings: Settings, run_id: str, slurm: SlurmJob | None) -> RunInfo:
+        made = RunInfo(run_id, settings.project, settings.name, settings.hub)
+        try:
+            info = RunInfo.load(self.folder.run_json)
+        except FileNotFoundError:
+            info = made
+        except JournalError as error:
+            aside = self.folder.run_json.with_suffix(f".damaged-{int(time.time())}")
+            self.folder.run_json.rename(aside)
+            logger.warning("%s; it is set aside as %s", error, aside.name)
+            info = made
+        if (info.project, info.name) != (made.project, made.name):
+            logger.warning("run %s goes on as %s/%s, as it was made", run_id, info.project, info.name)
+        if settings.hub is not None and info.hub != settings.hub:
+            if info.hub is not None:
+                logger.warning("run %s reported to %s before; it goes on at %s", run_id, info.hub, settings.hub)
+            info.hub, info.model_id = settings.hub, None
+        info.config = settings.config or info.config
+        info.attempts = [*info.attempts, self.attempt_id]
+        info.world_size = self._topology.world_size
+        info.restart_count = slurm.restart_count if slurm else None
+        return info
+
+
+def decide_run_id(settings: Settings, slurm: SlurmJob | None, rendezvous: Rendezvous, keys: Keys, ordinal: int) -> str:
+    """Rank 0's choice, left in torchrun's store so that a restart in place continues the run."""
+    choice = names.new_run_id() if slurm is None else slurm.run_id(settings.project, settings.name, ordinal)
+    if slurm is not None:
+        try:
+            known = RunInfo.load(RunFolder(settings.root / choice).run_json)
+        except (OSError, JournalError):
+            known = None
+        if known is not None and slurm.restart_count <= (known.restart_count or 0):
+            # The job was not requeued, so this is another run of it (two scripts of one name in one allocation).
+            choice = f"{choice}-{names.new_hex_id()[:6]}"
+    address = rendezvous.find()
+    if address is None or not address.agent:
+        return choice
+    try:
+        store = rendezvous.connect()
+        found = store.compare_set(keys.run, "", choice).decode() if store is not None else choice
+    except Exception as error:  # noqa: BLE001  # torch raises RuntimeError and subclasses; a new run is better than none
+        logger.warning("the launcher's store does not answer, so a restart will be a run of its own: %s", error)
+        return choice
+    return choice if names.wrong_run_id(found) else found
+
+
+def about(topology: Topology) -> dict[str, Any]:
+    """What a rank tells of its process."""
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "local_rank": topology.local_rank,
+        "node": topology.node,
+    }
+
+
+def tell(lines: list[str]) -> None:
+    """Says something to the person who started the job: on stderr, where a program's output is not disturbed."""
+    with contextlib.suppress(OSError, ValueError):  # stderr may be closed
+        sys.stderr.write("".join(f"ddphub: {line}\n" for line in lines))
+        sys.stderr.flush()

@@ -1,0 +1,465 @@
+"""Run: what a training script holds on every rank. This file alone wires the parts together.
+
+```
+rank 0:       Outbox -> OwnSpool --.
+                                   |--> spool file --> Session (Delivery) --> hub
+other ranks:  Outbox -> Courier ===|==> Collector (rank 0)
+                           '--> StraySpool, when the relay cannot take it
+writing rank: StagingArea ------------------------------> Session (Delivery) --> hub
+```
+"""
+
+import contextlib
+import itertools
+import logging
+import os
+import shutil
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Literal, Self
+
+from ddphub import names, process
+from ddphub.checkpoints.staging import Slot, StagingArea
+from ddphub.config import Settings
+from ddphub.distributed.agreement import agree
+from ddphub.distributed.courier import Courier
+from ddphub.distributed.outbox import Outbox
+from ddphub.distributed.relay import Keys
+from ddphub.distributed.rendezvous import Rendezvous
+from ddphub.distributed.topology import Topology
+from ddphub.errors import StagingError
+from ddphub.hubs import wire
+from ddphub.metrics import MetricReader
+from ddphub.owner import Owner, about
+from ddphub.session.folder import RunInfo
+from ddphub.session.spool import StraySpool
+
+logger = logging.getLogger(__name__)
+
+Kind = Literal["epoch", "best", "final"]
+
+ANSWER_WAIT: Final = 10.0
+"""Seconds that the first save of a writing rank other than 0 waits to be told the run's directory."""
+
+GOODBYE_WAIT: Final = 10.0
+"""Seconds that rank 0 waits for the other ranks' goodbyes."""
+
+OTHER_RANK_BUDGET: Final = 5.0
+"""Seconds that `finish` may take on a rank other than 0."""
+
+EXIT_BUDGET: Final = 20.0
+OTHER_RANK_EXIT_BUDGET: Final = 2.0
+"""Seconds for an interpreter that exits without `finish`: rank 0, and the others."""
+
+SIGNAL_BUDGET: Final = 20.0
+"""Seconds between SIGTERM and the end; torchrun kills after 30."""
+
+REASON_LENGTH: Final = 4000
+"""Characters of a traceback that are kept: its end."""
+
+_ordinals = itertools.count()
+
+
+def init(
+    *,
+    project: str | None = None,
+    name: str | None = None,
+    run_id: str | None = None,
+    hub: str | None = None,
+    dir: str | os.PathLike[str] | None = None,  # noqa: A002  # the name of the setting everywhere
+    mode: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    rate_limits: Mapping[str, float] | None = None,
+    rank: int | None = None,
+    world_size: int | None = None,
+    finish_timeout: float | None = None,
+    staging_budget: int | None = None,
+    api_key: str | None = None,
+    **unknown: object,
+) -> "Run":
+    """Starts reporting. Every rank calls it, in the same order when it is called more than once.
+
+    Args:
+        project: the project's name.
+        name: the model's name; the script's name by default.
+        run_id: the run to continue or to make; DDPHUB_RUN_ID.
+        hub: the hub's URL; DDPHUB_URL. Without one the run stays on disk.
+        dir: folder for run directories; DDPHUB_DIR, `./.ddphub`.
+        mode: `online`, `offline` or `disabled`; DDPHUB_MODE.
+        config: what the run is made with, shown by the hub.
+        rate_limits: seconds between requests: `{"metrics": 3.0, "ckpt": 900.0, "heartbeat": 300.0}`.
+        rank: this process's rank, for launchers that set no RANK (`mp.spawn`).
+        world_size: number of ranks, likewise.
+        finish_timeout: seconds that `finish` may take on rank 0 (600).
+        staging_budget: bytes of checkpoints that may wait on disk; DDPHUB_STAGING_BUDGET, 50 GiB.
+        api_key: the hub's key; better in DDPHUB_API_KEY or `ddphub login`.
+        unknown: refused by name.
+
+    Returns:
+        The run. In a child of a process that has one it is disabled.
+
+    Raises:
+        SettingsError: a setting or the launcher's environment is wrong; names the field, the value and its source.
+            After `init` nothing raises into the training loop.
+    """
+    ordinal = next(_ordinals)
+    given = {key: value for key, value in locals().items() if key not in {"unknown", "ordinal"}} | unknown
+    explicit = run_id or os.environ.get("DDPHUB_RUN_ID")
+    if process.is_owned_by_parent(explicit):
+        logger.info("a parent process reports this run: it is disabled in this one")
+        given["mode"] = "disabled"
+    settings = Settings.resolve(given)
+    topology = Topology.detect(settings.rank, settings.world_size)
+    run = Run(settings, topology, ordinal)
+    if settings.mode != "disabled":
+        process.enter(run, run.id or explicit)
+    return run
+
+
+class Run:
+    """One run as one rank sees it; made by `init`. Also a context manager that records a failure and finishes.
+
+    Attributes:
+        topology: this process's place.
+    """
+
+    def __init__(self, settings: Settings, topology: Topology, ordinal: int) -> None:
+        self.topology = topology
+        self._settings = settings
+        self._enabled = settings.mode != "disabled"
+        self._calls = 0
+        self._reader = MetricReader()
+        self._failure: str | None = None
+        self._finishing = threading.Lock()
+        self._finished = False
+        self._told_to_leave = False
+        self._owner: Owner | None = None
+        self._courier: Courier | None = None
+        self._staging: StagingArea | None = None
+        if not self._enabled:
+            return
+        rendezvous = Rendezvous(topology)
+        keys = Keys(rendezvous.namespace, ordinal)
+        if topology.is_owner:
+            self._owner = Owner(settings, topology, rendezvous, keys, ordinal)
+            self._outbox = self._owner.outbox
+            self._staging = self._owner.staging
+        else:
+            self._stray = StraySpool(topology.rank, settings.root, self._without_answer)
+            self._courier = Courier(
+                topology=topology, rendezvous=rendezvous, keys=keys, spool=self._stray, about=about(topology)
+            )
+            self._outbox = Outbox(self._courier)
+        if self._owner is not None:
+            self._owner.announce()
+
+    # What the run is.
+
+    @property
+    def id(self) -> str | None:
+        """The run id; None when disabled, and on other ranks until rank 0 has answered."""
+        if self._owner is not None:
+            return self._owner.info.run_id
+        answer = self._courier.answer if self._courier is not None else None
+        return answer.run_id if answer else self._settings.run_id if self._enabled else None
+
+    @property
+    def model_id(self) -> str | None:
+        """The hub's id of the model; None until the hub has told it."""
+        if self._owner is not None:
+            return self._owner.session.model_id
+        return self._courier.model_id if self._courier is not None else None
+
+    @property
+    def url(self) -> str | None:
+        """Where to look; None until the hub has told it."""
+        if self._owner is not None:
+            return self._owner.session.url
+        return self._courier.url if self._courier is not None else None
+
+    # What a training loop calls.
+
+    def log(self, values: Mapping[str, Any], *, step: int | None = None, epoch: int | None = None) -> None:
+        """Records metrics. Any rank; takes microseconds, does no I/O, never raises.
+
+        Args:
+            values: name -> number, bool, numpy scalar or 0-d tensor. Anything else is dropped with one warning.
+            step: the step; a counter of this rank's calls by default.
+            epoch: the epoch, if any.
+        """
+        if not self._enabled:
+            return
+        try:
+            kept = self._reader.read(values)
+            if step is None:
+                step = self._calls
+            self._calls += 1
+            if type(step) is not int or (epoch is not None and type(epoch) is not int):
+                step, epoch = self._reader.whole("step", step), self._reader.whole("epoch", epoch)
+            self._outbox.put({"time": time.time(), "kind": "metrics", "step": step, "epoch": epoch, "values": kept})
+        except Exception as error:  # noqa: BLE001  # the promise: no exception reaches the training loop
+            self._reader.drop("log", f"could not be recorded: {error}")
+
+    def save_checkpoint(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        epoch: int | None = None,
+        step: int | None = None,
+        kind: Kind = "epoch",
+        name: str | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        writer: int = 0,
+    ) -> str | None:
+        """Stages a checkpoint that is completely written. All ranks may call it; the writer's call copies it.
+
+        Call it after the file is closed; when it returns the copy is complete, and the file may be rewritten.
+
+        Args:
+            path: a file, or a directory that every rank has finished writing.
+            epoch: the epoch.
+            step: the step.
+            kind: `epoch`, `best` or `final`.
+            name: the checkpoint's name; the file's by default. A second call for the same kind, epoch, step and
+                name is the same checkpoint.
+            metrics: shown with it.
+            writer: the rank that wrote the file.
+
+        Returns:
+            The entry's id on the writer; None on other ranks, and when it was refused (a warning says why).
+        """
+        if not self._enabled or self.topology.rank != writer:
+            return None
+        shown = name or os.path.basename(os.fspath(path).rstrip("/"))  # noqa: PTH119  # text only
+        try:
+            slot = self._slot(kind, epoch, step, shown)
+            staged = self._staging_area().stage(slot, Path(path), self._reader.read_for_wire(metrics))
+        except Exception as error:  # noqa: BLE001  # the promise: no exception reaches the training loop
+            self._refuse(shown, error)
+            return None
+        self._has_staged(slot, staged.entry_id, is_new=staged.new)
+        return staged.entry_id
+
+    @contextlib.contextmanager
+    def checkpoint(
+        self,
+        *,
+        epoch: int | None = None,
+        step: int | None = None,
+        kind: Kind = "epoch",
+        name: str = "checkpoint.pt",
+        metrics: Mapping[str, Any] | None = None,
+    ) -> Iterator[Path]:
+        """Gives a path to write a checkpoint to, straight into the staging area. The writing rank.
+
+        ```
+        with run.checkpoint(epoch=e) as path:
+            torch.save(state, path)
+        ```
+
+        It counts when the block ends without an exception. When nothing can be staged the path is a temporary one
+        that is thrown away, so the block always runs.
+        """
+        area = pending = None
+        with contextlib.ExitStack() as staging:
+            if self._enabled:
+                try:
+                    slot = self._slot(kind, epoch, step, name)
+                    area = self._staging_area()
+                    pending = staging.enter_context(_Caught(self, area, slot, self._reader.read_for_wire(metrics)))
+                except Exception as error:  # noqa: BLE001  # the promise: nothing of ours reaches the loop
+                    self._refuse(name, error)
+            if pending is not None:
+                yield pending
+                return
+        scratch = Path(tempfile.mkdtemp(prefix="ddphub-"))
+        try:
+            yield scratch / "checkpoint"
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def should_stop(self) -> bool:
+        """Whether the hub asked the run to stop, or it was told to leave. All ranks, in step.
+
+        The one call that waits for other ranks: a broadcast of one element from rank 0 over the default process
+        group. Never raises.
+        """
+        if not self._enabled:
+            return False
+        flag = self._told_to_leave or (self._owner is not None and self._owner.session.stop_requested)
+        try:
+            return agree(flag, self.topology.world_size)
+        except Exception as error:  # noqa: BLE001  # a peer died: the loop's next collective says so better
+            logger.warning("should_stop() could not ask rank 0: %s", error)
+            return False
+
+    def finish(self) -> None:
+        """Ends the run on this rank: flushes, delivers, reports. Any rank; idempotent; never raises.
+
+        Rank 0 waits for the other ranks' goodbyes (10 s) and delivers within `finish_timeout`; another rank takes
+        at most 5 s. What is left stays on disk, and the report names the command that delivers it.
+        """
+        budget = self._settings.finish_timeout if self._owner is not None else OTHER_RANK_BUDGET
+        self._end("failed" if self._failure else "finished", budget=budget)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        left_well = error is None or (isinstance(error, SystemExit) and error.code in {None, 0})
+        if not left_well and kind is not None:
+            self.on_failure(kind, error, trace)
+        self.finish()
+
+    # Endings.
+
+    def _end(self, state: str, *, budget: float, goodbye_wait: float = GOODBYE_WAIT) -> None:
+        with self._finishing:
+            if not self._enabled or self._finished:
+                return
+            self._finished = True
+            deadline = time.monotonic() + budget
+            try:
+                if self._owner is not None:
+                    self._owner.finish(state, self._failure, deadline, goodbye_wait, self._reader.dropped)
+                else:
+                    self._say_goodbye(budget)
+            except Exception:
+                logger.exception("finishing went wrong; what is on disk is safe: ddphub status")
+            self._outbox.close()
+            process.leave(self)
+
+    def _say_goodbye(self, budget: float) -> None:
+        courier = self._courier
+        if courier is None:
+            return
+        self._outbox.flush(budget)
+        answer = courier.answer
+        left_in = self._stray.left_in
+        goodbye = {
+            "reported": self._outbox.packed,
+            "dropped": self._outbox.dropped + courier.dropped + self._reader.dropped,
+            "failure": self._failure,
+            "left_in": str(left_in) if left_in and (answer is None or left_in != answer.folder) else None,
+        }
+        courier.finish(goodbye, budget)
+        if courier.unspilled:
+            logger.warning("%d events of rank %d could not be saved", courier.unspilled, self.topology.rank)
+
+    def on_exit(self) -> None:
+        """See `process`: as `finish`, with a shorter budget."""
+        budget = EXIT_BUDGET if self._owner is not None else OTHER_RANK_EXIT_BUDGET
+        self._end("failed" if self._failure else "finished", budget=budget)
+
+    def on_signal(self, number: int) -> None:
+        """See `process`: what is complete gets to safety before the process ends."""
+        self._told_to_leave = True
+        logger.warning("rank %d got signal %d: flushing, at most %g s", self.topology.rank, number, SIGNAL_BUDGET)
+        failure = self._failure
+        if self._owner is not None and self._owner.collector is not None:
+            failure = failure or self._owner.collector.failure()
+        self._failure = failure or f"signal {number}"
+        budget = SIGNAL_BUDGET if self._owner is not None else OTHER_RANK_BUDGET
+        self._end("failed" if failure else "preempted", budget=budget, goodbye_wait=3.0)
+
+    def on_failure(self, kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+        """See `process`: the run is a failed one, and says why."""
+        self._failure = "".join(traceback.format_exception(kind, error, trace))[-REASON_LENGTH:]
+
+    def on_fork(self) -> None:
+        """See `process`: in the child this copy is silent; its threads are the parent's."""
+        self._enabled = False
+        self._outbox.disable()
+
+    # Checkpoints.
+
+    def _slot(self, kind: str, epoch: int | None, step: int | None, name: str) -> Slot:
+        if kind not in wire.KINDS:
+            raise StagingError(f"kind={kind!r}: expected one of {', '.join(wire.KINDS)}")
+        wrong = names.wrong_file_name(name)
+        if wrong:
+            raise StagingError(f"name={name!r}: {wrong}")
+        return Slot(
+            self._attempt_id(), kind, self._reader.whole("epoch", epoch), self._reader.whole("step", step), name
+        )
+
+    def _attempt_id(self) -> str:
+        if self._owner is not None:
+            return self._owner.attempt_id
+        courier = self._courier
+        until = time.monotonic() + ANSWER_WAIT
+        while courier is not None and time.monotonic() < until:
+            if courier.answer is not None:
+                return courier.answer.attempt_id
+            if courier.gave_up:
+                break
+            time.sleep(0.05)
+        raise StagingError("rank 0 has not told this rank which run it belongs to")
+
+    def _staging_area(self) -> StagingArea:
+        if self._staging is None and self._courier is not None and self._courier.answer is not None:
+            answer = self._courier.answer
+            folder = self._stray.folder(answer, answer.attempt_id)
+            self._staging = StagingArea(folder.staging, budget=self._settings.staging_budget)
+        if self._staging is None:
+            raise StagingError("there is no run directory yet")
+        return self._staging
+
+    def _has_staged(self, slot: Slot, entry_id: str, *, is_new: bool) -> None:
+        if not is_new:
+            return
+        self._tell_checkpoint("staged", slot.name, entry_id, None)
+        if self._owner is not None:
+            self._owner.session.wake()
+
+    def _refuse(self, name: str, error: Exception) -> None:
+        logger.warning("checkpoint %s is not reported: %s", name, error)
+        self._tell_checkpoint("refused", name, None, f"{type(error).__name__}: {error}"[:REASON_LENGTH])
+
+    def _tell_checkpoint(self, state: str, name: str, entry_id: str | None, reason: str | None) -> None:
+        event = {"kind": "checkpoint", "state": state, "name": name, "entry_id": entry_id, "reason": reason}
+        self._outbox.put({"time": time.time(), **event})
+
+    def _without_answer(self, stream_id: str) -> RunInfo:
+        """The run as a rank knows it that rank 0 has not answered: under its own id if it has none."""
+        settings = self._settings
+        return RunInfo(
+            run_id=settings.run_id or f"unanswered-{stream_id}",
+            project=settings.project,
+            name=settings.name,
+            hub=settings.hub,
+            world_size=self.topology.world_size,
+        )
+
+
+class _Caught(contextlib.AbstractContextManager[Path | None]):
+    """`StagingArea.write` whose own errors are reported and swallowed; the block's errors pass through."""
+
+    def __init__(self, run: Run, area: StagingArea, slot: Slot, metrics: dict[str, Any]) -> None:
+        self._run = run
+        self._slot = slot
+        self._writing = area.write(slot, metrics)
+
+    def __enter__(self) -> Path | None:
+        self._pending = self._writing.__enter__()
+        return self._pending.path
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._writing.__exit__(kind, error, trace)
+        except Exception as own:
+            if own is error:
+                raise
+            self._run._refuse(self._slot.name, own)  # this file's own
+            return
+        if error is None:
+            self._run._has_staged(self._slot, self._pending.entry_id, is_new=self._pending.new)

@@ -1,0 +1,40 @@
+"""A set of sequence numbers, kept as ranges: what of a stream has arrived, been delivered, is missing."""
+
+from bisect import bisect_left
+
+
+class SeqSet:
+    """Whole numbers from 0 up, as sorted disjoint ranges; small because streams arrive nearly in order."""
+
+    def __init__(self) -> None:
+        self._firsts: list[int] = []
+        self._lasts: list[int] = []
+
+    def add(self, first: int, last: int) -> int:
+        """Adds first..last (both included) and returns how many of them are new."""
+        before = len(self)
+        start = bisect_left(self._lasts, first - 1)
+        end = start
+        while end < len(self._firsts) and self._firsts[end] <= last + 1:
+            first = min(first, self._firsts[end])
+            last = max(last, self._lasts[end])
+            end += 1
+        self._firsts[start:end] = [first]
+        self._lasts[start:end] = [last]
+        return len(self) - before
+
+    def contiguous(self) -> int:
+        """The highest number up to which every number from 0 is here; -1 when 0 is missing."""
+        return self._lasts[0] if self._firsts and self._firsts[0] == 0 else -1
+
+    def covers(self, first: int, last: int) -> bool:
+        """Whether all of first..last are here."""
+        index = bisect_left(self._lasts, first)
+        return index < len(self._firsts) and self._firsts[index] <= first and last <= self._lasts[index]
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """The ranges as (first, last), sorted."""
+        return list(zip(self._firsts, self._lasts, strict=True))
+
+    def __len__(self) -> int:
+        return sum(self._lasts) - sum(self._firsts) + len(self._firsts)

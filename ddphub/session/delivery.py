@@ -1,0 +1,383 @@
+"""Delivery: drains the spool and the staging area to the hub. The only code that sends what a run made.
+
+A live run drives it from threads of rank 0, `ddphub sync` from a terminal; there is no second path. Its caller holds
+session.lock. Everything it sends may be sent again without harm, so it may be killed between any two lines.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from ddphub.checkpoints.staging import Digest, Entry, StagingArea
+from ddphub.errors import HubRejected, HubUnavailable, StagingError
+from ddphub.events import Event, expand, to_json
+from ddphub.hubs import wire
+from ddphub.hubs.client import HubClient, Receipt, Registration
+from ddphub.session.folder import RunFolder, RunInfo
+from ddphub.session.journal import Delivered, Journal, read_journal
+from ddphub.session.lines import read_lines
+from ddphub.session.lock import SessionLock
+
+logger = logging.getLogger(__name__)
+
+REQUEST_BYTES: Final = wire.MAX_JSON_BODY // 2
+"""Bytes of events in one request, about; far under what the hub takes."""
+
+_ABOUT_THE_CONTENT: Final = frozenset({400, 413, 422})
+"""Statuses that speak of what was sent; another 4xx speaks of the request (a wrong URL, a proxy)."""
+
+MAX_ASIDE: Final = 20
+"""Events set aside in one pass; more means that the hub takes nothing at all."""
+
+
+class Delivery:
+    """Sends one run's events and checkpoints. Holder of session.lock only: rank 0 of one attempt, or one `sync`.
+
+    `send_events` and `send_checkpoints` may run in two threads at once.
+
+    Args:
+        folder: the run directory.
+        info: content of its run.json; gets the model's id.
+        staging: its staging area.
+        client: the hub.
+        ckpt_interval: seconds at least between two uploads; 0 sends every entry.
+        progress: called with "events" or "checkpoints" and how many are done now.
+    """
+
+    def __init__(
+        self,
+        *,
+        folder: RunFolder,
+        info: RunInfo,
+        staging: StagingArea,
+        client: HubClient,
+        ckpt_interval: float = 0.0,
+        progress: Callable[[str, int], None] = lambda _kind, _count: None,
+    ) -> None:
+        self._folder = folder
+        self._info = info
+        self._staging = staging
+        self._client = client
+        self._ckpt_interval = ckpt_interval
+        self._progress = progress
+        self._lock = SessionLock(folder.session_lock)
+        self._journal: Journal | None = None
+        self._journal_lock = threading.RLock()
+        self._last_upload = -float("inf")
+        self._sent_until: dict[str, float] = {}  # kind -> when the newest entry sent by this object was staged
+        self._uploading: str | None = None
+        self.registered = False
+        self.stop_requested = False
+
+    @property
+    def model_id(self) -> str | None:
+        """The hub's id, once registered."""
+        return self._info.model_id
+
+    def acquire(self) -> bool:
+        """Takes session.lock without waiting, and reads the journal after having it, never before.
+
+        Raises:
+            OSError: the directory cannot be written.
+        """
+        with self._journal_lock:
+            if self._journal is not None:
+                return True
+            if not self._lock.acquire():
+                return False
+            self._journal = Journal(self._folder.journal)
+            return True
+
+    def release(self) -> None:
+        """Lets session.lock go."""
+        with self._journal_lock:
+            if self._journal is not None:
+                self._journal.close()
+                self._journal = None
+            self._lock.release()
+
+    def register(self) -> None:
+        """Makes or finds the model and writes its id to run.json; every other call comes after it."""
+        registration = Registration(self._info.run_id, self._info.project, self._info.name, self._info.config)
+        model_id = self._client.register(registration)
+        if model_id != self._info.model_id:
+            self._info.model_id = model_id
+            self._info.save(self._folder.run_json)
+        self.registered = True
+
+    def retry_aside(self) -> None:
+        """Gives what was set aside another try."""
+        self._record({"record": "retry"})
+
+    # Events.
+
+    def send_events(self) -> bool:
+        """Sends what the spool holds beyond the journal; returns whether every complete line is done.
+
+        Raises:
+            HubError: the hub did not take them; they stay.
+            OSError: a file cannot be read or the journal not be written.
+        """
+        aside_before = len(self._state().aside_events)
+        for path in self._spool_files():
+            for requests_events, end in self._unsent(path):
+                self._send_some(path, requests_events)
+                self._record({"record": "offset", "spool": path.name, "offset": end})
+                self._progress("events", len(requests_events))
+                if len(self._state().aside_events) - aside_before > MAX_ASIDE:
+                    raise HubUnavailable(f"the hub refuses every event; {MAX_ASIDE} were set aside, the rest waits")
+        return True
+
+    def _spool_files(self) -> list[Path]:
+        """Attempts in order of their start, so that the hub numbers them so; streams without an attempt last."""
+        order = {attempt_id: index for index, attempt_id in enumerate(self._info.attempts)}
+        files = self._folder.spool_files()
+        return sorted(files, key=lambda path: (order.get(path.name[:32], len(order)), "-relay" not in path.name))
+
+    def _unsent(self, path: Path) -> Iterator[tuple[list[Event], int]]:
+        """(events, offset behind them) of one request each, from the journal's offset to the last complete line."""
+        events: list[Event] = []
+        size = 0
+        offset = self._state().offsets.get(path.name, 0)
+        for line in read_lines(path, offset):
+            if line.record is None:
+                logger.warning("%s: the line at byte %d is damaged and skipped; it stays there", path, line.start)
+            batch = _expanded(path, line.record)
+            if events and (len(events) + len(batch) > wire.MAX_BATCH_EVENTS or size > REQUEST_BYTES):
+                yield events, offset
+                events, size = [], 0
+            events += batch
+            offset = line.end
+            size += line.end - line.start
+        if offset != self._state().offsets.get(path.name, 0):
+            yield events, offset
+
+    def _send_some(self, path: Path, events: list[Event]) -> None:
+        """Sends events of one file; one that the hub will never take is set aside alone."""
+        if not events:
+            return
+        try:
+            answer = self._client.send_events(self._model(), events)
+        except HubRejected as error:
+            if error.status not in _ABOUT_THE_CONTENT:
+                raise
+            if len(events) > 1:
+                half = len(events) // 2
+                self._send_some(path, events[:half])
+                self._send_some(path, events[half:])
+                return
+            self._set_event_aside(path, events[0], error)
+            return
+        self.stop_requested = self.stop_requested or answer.stop
+
+    def _set_event_aside(self, path: Path, event: Event, error: HubRejected) -> None:
+        key = {name: event[name] for name in ("attempt_id", "rank", "seq")}
+        self._record({"record": "aside_event", "spool": path.name, **key, "reason": str(error)[:300]})
+        logger.warning("an event is set aside in %s, the hub will not take it: %s %s", path, key, error)
+
+    # Checkpoints.
+
+    def send_checkpoints(self, *, flush: bool) -> bool:
+        """Sends the entries whose turn it is; returns whether none is left to send.
+
+        Args:
+            flush: at the end of a run: the rate limit no longer holds anything back.
+
+        Raises:
+            HubError: the hub did not take an entry; it stays.
+            OSError: the journal cannot be written.
+        """
+        self._clean_up()
+        waiting = self._waiting()
+        superseded: list[Entry] = []
+        limited = False
+        if self._ckpt_interval > 0:
+            superseded = _superseded(waiting, self._sent_until)
+            limited = time.monotonic() - self._last_upload < self._ckpt_interval
+        if limited:
+            self._drop(superseded, f"the rate limit of {self._ckpt_interval:g} s")
+        turn = [entry for entry in waiting if entry not in superseded]
+        if limited and not flush:
+            turn = [entry for entry in turn if entry.slot.kind == "final"]
+        for entry in turn:
+            self._send_entry(entry)
+        if any(entry.slot.kind != "final" for entry in turn):
+            self._last_upload = time.monotonic()
+        if flush:
+            self._drop(superseded, f"the rate limit of {self._ckpt_interval:g} s")
+        return not self._waiting()
+
+    def make_room(self, needed: int, *, for_final: bool) -> None:
+        """Frees at least `needed` bytes if it may: superseded entries first, then the oldest unsent epoch entries.
+
+        Called by a save that does not fit the byte budget. Without session.lock nothing is dropped: its holder may be
+        sending just that entry.
+
+        Args:
+            needed: bytes.
+            for_final: the save is a final checkpoint, for which best entries may go too.
+        """
+        held = self._journal is not None
+        if not self.acquire():
+            return
+        try:
+            waiting = self._waiting()
+            superseded = _superseded(waiting, self._sent_until)
+            epochs = [entry for entry in waiting if entry.slot.kind == "epoch" and entry not in superseded]
+            bests = [entry for entry in waiting if entry.slot.kind == "best" and entry not in superseded]
+            for entry in [*superseded, *epochs, *(bests if for_final else [])]:
+                if needed <= 0:
+                    return
+                if self._drop([entry], "the byte budget"):
+                    needed -= entry.size
+        finally:
+            if not held:
+                self.release()
+
+    def _waiting(self) -> list[Entry]:
+        state = self._state()
+        return [
+            entry
+            for entry in self._staging.entries()
+            if not state.is_done(entry.entry_id) and entry.entry_id not in state.aside_entries
+        ]
+
+    def _clean_up(self) -> None:
+        """Deletes bytes whose receipt is in the journal: a crash may have come between the two."""
+        state = self._state()
+        for entry in self._staging.entries():
+            if state.is_done(entry.entry_id):
+                self._staging.remove(entry.entry_id)
+
+    def _drop(self, entries: list[Entry], reason: str) -> int:
+        """Drops entries unsent, but for the one on its way; returns how many. Marked first, then deleted."""
+        dropped = 0
+        for entry in entries:
+            with self._journal_lock:
+                if entry.entry_id == self._uploading or self._state().is_done(entry.entry_id):
+                    continue
+                self._record({"record": "superseded", "entry_id": entry.entry_id, "reason": reason}, durable=True)
+            self._staging.remove(entry.entry_id)
+            dropped += 1
+            logger.info("checkpoint %s of epoch %s is dropped unsent: %s", entry.slot.name, entry.slot.epoch, reason)
+        return dropped
+
+    def _send_entry(self, entry: Entry) -> None:
+        with self._journal_lock:
+            if self._state().is_done(entry.entry_id):  # dropped for room meanwhile
+                return
+            self._uploading = entry.entry_id
+        try:
+            digest = self._staging.seal(entry, self._client.part_size)
+            files = {file.name: entry.file_path(file.name) for file in entry.files}
+            receipt = self._client.upload(self._model(), entry.entry_id, _manifest(entry, digest), files)
+        except HubRejected as error:
+            if error.status not in _ABOUT_THE_CONTENT:
+                raise
+            self._set_entry_aside(entry, str(error))
+        except (StagingError, FileNotFoundError) as error:
+            self._explain_missing(entry, error)
+        else:
+            self._settle(receipt)
+            self._sent_until[entry.slot.kind] = entry.created
+        finally:
+            self._uploading = None
+
+    def _settle(self, receipt: Receipt) -> None:
+        """The receipt is on disk before the bytes go."""
+        self._record(
+            {
+                "record": "receipt",
+                "entry_id": receipt.entry_id,
+                "checkpoint_id": receipt.checkpoint_id,
+                "model_id": self._model(),
+                "at": time.time(),
+            },
+            durable=True,
+        )
+        self._staging.remove(receipt.entry_id)
+        self._progress("checkpoints", 1)
+
+    def _explain_missing(self, entry: Entry, error: Exception) -> None:
+        """Bytes that are gone or changed: delivered by another deliverer, known to the hub, or lost; in that order."""
+        written_meanwhile = read_journal(self._folder.journal)
+        if written_meanwhile.is_done(entry.entry_id):
+            with self._journal_lock:
+                self._state().receipts.update(written_meanwhile.receipts)
+                self._state().superseded.update(written_meanwhile.superseded)
+            return
+        receipt = self._client.find_checkpoint(self._model(), entry.entry_id)
+        if receipt is not None:
+            self._settle(receipt)
+            return
+        self._set_entry_aside(entry, str(error))
+
+    def _set_entry_aside(self, entry: Entry, reason: str) -> None:
+        self._record({"record": "aside_entry", "entry_id": entry.entry_id, "reason": reason[:300]})
+        logger.warning("checkpoint %s is set aside in %s: %s", entry.slot.name, entry.folder, reason)
+
+    # The journal.
+
+    def _state(self) -> Delivered:
+        if self._journal is None:
+            raise HubUnavailable("session.lock is not held")
+        return self._journal.state
+
+    def _record(self, record: dict[str, Any], *, durable: bool = False) -> None:
+        with self._journal_lock:
+            if self._journal is None:
+                raise HubUnavailable("session.lock is not held")
+            self._journal.append(record, durable=durable)
+
+    def _model(self) -> str:
+        if self._info.model_id is None:
+            raise HubUnavailable("the run is not registered")
+        return self._info.model_id
+
+
+def _expanded(path: Path, record: dict[str, Any] | None) -> list[Event]:
+    if record is None:
+        return []
+    try:
+        return expand(record)
+    except (KeyError, TypeError):
+        logger.warning("%s: a line is no batch of events and is skipped: %s", path, to_json(record)[:200])
+        return []
+
+
+def _superseded(waiting: list[Entry], sent_until: dict[str, float]) -> list[Entry]:
+    """Unsent epoch and best entries that a newer one of their kind supersedes, oldest first.
+
+    Files of one save (the same attempt, epoch and step under several names) do not supersede each other.
+    """
+    newest = {entry.slot.kind: entry for entry in waiting}
+
+    def is_superseded(entry: Entry) -> bool:
+        slot, newer = entry.slot, newest[entry.slot.kind].slot
+        moment, newer_moment = (slot.attempt_id, slot.epoch, slot.step), (newer.attempt_id, newer.epoch, newer.step)
+        return (
+            entry.created < sent_until.get(slot.kind, 0.0)
+            or moment != newer_moment
+            or (slot.name == newer.name and entry.entry_id != newest[slot.kind].entry_id)
+        )
+
+    return [entry for entry in waiting if entry.slot.kind != "final" and is_superseded(entry)]
+
+
+def _manifest(entry: Entry, digest: Digest) -> wire.CheckpointRequest:
+    slot = entry.slot
+    return {
+        "attempt_id": slot.attempt_id,
+        "epoch": slot.epoch,
+        "step": slot.step,
+        "kind": slot.kind,
+        "name": slot.name,
+        "metrics": entry.metrics,
+        "files": [
+            {"name": file.name, "size": file.size, "sha256": file.sha256, "parts": list(file.parts)}
+            for file in digest.files
+        ],
+    }

@@ -1,0 +1,138 @@
+"""Append-only text files whose every line carries a checksum.
+
+```
+5f1c0a2e {"attempt_id":"...","rank":0,...}
+└─ crc32 of the JSON text, 8 hex digits
+```
+
+One writer a file at a time. A writer that finds a partial last line (its predecessor was killed) starts a new one;
+a reader skips what does not match its checksum and says so. A partial last line is not consumed: its writer may
+be alive and about to finish it.
+"""
+
+import json
+import os
+import threading
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line as read: `record` is None when the line is damaged.
+
+    Attributes:
+        start: offset of the line's first byte.
+        end: offset behind its newline.
+        record: the JSON object.
+    """
+
+    start: int
+    end: int
+    record: dict[str, Any] | None
+
+
+def read_lines(path: Path, offset: int = 0) -> Iterator[Line]:
+    """The complete lines of a file from `offset` on; none when the file does not exist.
+
+    Raises:
+        OSError: when the file cannot be read.
+    """
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        file.seek(offset)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            end = offset + len(line)
+            if line != b"\n":  # what a writer puts behind a partial line leaves no empty line, but a person may
+                yield Line(offset, end, _parse(line))
+            offset = end
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    checksum, _, text = line.rstrip(b"\n").partition(b" ")
+    if checksum != f"{zlib.crc32(text):08x}".encode():
+        return None
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+class LineWriter:
+    """Appends lines to one file. Any thread of the process that owns the file; opened at the first write."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._descriptor: int | None = None
+        self._size = 0
+        self._unsynced = False
+
+    def append(self, texts: Iterable[str]) -> None:
+        """Writes each text (JSON, one line) as a line; all of them, or none that a reader would accept.
+
+        Raises:
+            OSError: the file cannot be written (disk full, read-only); nothing of this call stays.
+        """
+        data = b"".join(_line(text) for text in texts)
+        if not data:
+            return
+        with self._lock:
+            descriptor = self._open()
+            written = 0
+            try:
+                while written < len(data):
+                    written += os.write(descriptor, data[written:])
+            except OSError:
+                # Take back what a full disk accepted, so that a retry neither doubles nor tears a line.
+                os.ftruncate(descriptor, self._size)
+                raise
+            self._size += written
+            self._unsynced = True
+
+    def sync(self) -> None:
+        """Waits until what was appended is on disk.
+
+        Raises:
+            OSError: when the disk says no.
+        """
+        with self._lock:
+            if self._unsynced and self._descriptor is not None:
+                os.fdatasync(self._descriptor)
+                self._unsynced = False
+
+    def close(self) -> None:
+        """Closes the file; a later append opens it again."""
+        with self._lock:
+            if self._descriptor is not None:
+                os.close(self._descriptor)
+                self._descriptor = None
+
+    def _open(self) -> int:
+        if self._descriptor is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            try:
+                self._size = os.fstat(descriptor).st_size
+                if self._size and os.pread(descriptor, 1, self._size - 1) != b"\n":
+                    os.write(descriptor, b"\n")
+                    self._size += 1
+            except OSError:
+                os.close(descriptor)
+                raise
+            self._descriptor = descriptor
+        return self._descriptor
+
+
+def _line(text: str) -> bytes:
+    data = text.encode()
+    return b"%08x %b\n" % (zlib.crc32(data), data)

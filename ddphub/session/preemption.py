@@ -1,0 +1,93 @@
+"""Leaving on a signal: what is complete gets to disk and hub before the process ends.
+
+A Python signal handler runs in the main thread only, which may sit in a collective for minutes. So the signal wakes a
+thread through `signal.set_wakeup_fd`, and that thread flushes. Then the process ends by the signal, if that is what
+would have happened without us; a handler that was there before is called as if nothing had come between.
+"""
+
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Final
+
+logger = logging.getLogger(__name__)
+
+SIGNALS: Final = (signal.SIGTERM,)
+
+_Handler = Callable[[int, FrameType | None], Any] | int | None
+
+
+class SignalWatch:
+    """Watches SIGTERM for one process. `install` in the main thread; the callbacks run in the watch's thread.
+
+    Args:
+        leave: called once with the signal's number; returns when everything is safe or its budget is spent.
+    """
+
+    def __init__(self, leave: Callable[[int], None]) -> None:
+        self._leave = leave
+        self._previous: dict[int, _Handler] = {}
+        self._previous_fd = -1
+        self._left = False
+        self._pid = os.getpid()
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)  # signal.set_wakeup_fd demands it
+
+    def install(self) -> bool:
+        """Takes the signals; False (and nothing done) outside the main thread."""
+        if threading.current_thread() is not threading.main_thread():
+            logger.info("not in the main thread: SIGTERM is not watched, so a preempted run is marked by `ddphub sync`")
+            return False
+        self._previous_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        for number in SIGNALS:
+            self._previous[number] = signal.getsignal(number)
+            signal.signal(number, self._handle)
+        threading.Thread(target=self._main, name="ddphub-signals", daemon=True).start()
+        return True
+
+    def remove(self) -> None:
+        """Gives the signals back, where nobody has taken them since. Main thread only; elsewhere nothing happens."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number, previous in self._previous.items():
+            if signal.getsignal(number) == self._handle:
+                signal.signal(number, previous if previous is not None else signal.SIG_DFL)
+        current = signal.set_wakeup_fd(-1)
+        signal.set_wakeup_fd(self._previous_fd if current == self._writer.fileno() else current)
+        self._previous.clear()
+        self._writer.close()  # ends the thread
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        """In the main thread, whenever it next runs Python: the thread may be long at work by then."""
+        with contextlib.suppress(OSError):
+            self._writer.send(bytes([number]))  # in case someone else has taken the wakeup fd
+        previous = self._previous.get(number)
+        if callable(previous):
+            previous(number, frame)
+
+    def _main(self) -> None:
+        while received := self._reader.recv(64):
+            if self._previous_fd >= 0:
+                with contextlib.suppress(OSError):  # its owner is gone or does not read: not ours to mend
+                    os.write(self._previous_fd, received)
+            number = next((number for number in received if number in self._previous), None)
+            if number is not None and not self._left and os.getpid() == self._pid:
+                self._left = True
+                self._go(number)
+
+    def _go(self, number: int) -> None:
+        previous = self._previous.get(number)
+        try:
+            self._leave(number)
+        except Exception:  # the process must end all the same
+            logger.exception("leaving on signal %d failed", number)
+        if previous == signal.SIG_DFL:
+            # signal.signal works in the main thread only, and that one may be in a collective.
+            ctypes.CDLL(None).signal(number, 0)  # 0: SIG_DFL
+            os.kill(self._pid, number)

@@ -1,0 +1,176 @@
+"""The session: rank 0's ownership of the run. It delivers in the background and never touches the training thread.
+
+Three loops: events, checkpoints, heartbeat; so that a large upload holds up neither metrics nor signs of life. An
+offline session has one, which computes digests of what is staged.
+"""
+
+import logging
+import threading
+import time
+from typing import Final
+
+from ddphub.checkpoints.staging import Slot, StagingArea
+from ddphub.config import RateLimits
+from ddphub.errors import HubUnavailable, StagingError
+from ddphub.hubs import wire
+from ddphub.hubs.client import HubClient
+from ddphub.session.delivery import Delivery
+from ddphub.session.folder import RunFolder, RunInfo
+from ddphub.session.loop import Loop
+
+logger = logging.getLogger(__name__)
+
+SHORTEST_PACE: Final = 0.25
+"""Seconds between two looks at spool or staging area, whatever the rate limits say."""
+
+LOCK_PACE: Final = 2.0
+"""Seconds between two looks at whether another deliverer has let session.lock go."""
+
+
+class Session:
+    """Owns the hub session of one attempt. Rank 0 only.
+
+    Args:
+        folder: the run directory.
+        info: content of its run.json.
+        attempt_id: this attempt.
+        staging: the staging area.
+        client: the hub, or None for an offline run.
+        rate_limits: seconds between requests.
+    """
+
+    def __init__(
+        self,
+        *,
+        folder: RunFolder,
+        info: RunInfo,
+        attempt_id: str,
+        staging: StagingArea,
+        client: HubClient | None,
+        rate_limits: RateLimits,
+    ) -> None:
+        self._info = info
+        self._attempt_id = attempt_id
+        self._staging = staging
+        self._client = client
+        self._rate_limits = rate_limits
+        self._loops: list[Loop] = []
+        self._ready = False
+        self._opening = threading.Lock()  # around the first request: two loops must not register twice
+        self._delivery: Delivery | None = None
+        if client is None:
+            # An offline session never takes the lock; only a save that finds no room does, for a moment.
+            self._loops.append(Loop("ddphub-digest", self._seal, lambda: 1.0))
+            return
+        self._delivery = Delivery(
+            folder=folder, info=info, staging=staging, client=client, ckpt_interval=rate_limits.ckpt
+        )
+        self._loops.append(Loop("ddphub-events", self._send_events, lambda: self._pace(rate_limits.metrics)))
+        self._loops.append(Loop("ddphub-checkpoints", self._send_checkpoints, lambda: self._pace(1.0)))
+        self._heartbeat = Loop("ddphub-heartbeat", self._beat, self._heartbeat_pace)
+
+    def start(self) -> None:
+        """Starts the loops."""
+        for loop in self._loops:
+            loop.start()
+        if self._delivery is not None:
+            self._heartbeat.start()
+
+    @property
+    def url(self) -> str | None:
+        """Where a person looks; None until registered."""
+        return self._info.url
+
+    @property
+    def model_id(self) -> str | None:
+        """The hub's id; None until registered."""
+        return self._info.model_id
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether the hub asked the run to stop."""
+        return self._delivery is not None and self._delivery.stop_requested
+
+    @property
+    def last_error(self) -> str | None:
+        """Why something is still on disk, if a loop knows."""
+        return next((loop.last_error for loop in self._loops if loop.last_error), None)
+
+    def wait_for_hub(self, timeout: float) -> None:
+        """Waits until the run is registered or the first try has failed, at most `timeout` seconds."""
+        until = time.monotonic() + timeout
+        while self._delivery is not None and time.monotonic() < until:
+            if self._ready or self.last_error:
+                return
+            time.sleep(0.01)
+
+    def make_room(self, slot: Slot, needed: int) -> None:
+        """See `Delivery.make_room`; what cannot be dropped now stays, and the save is refused."""
+        if self._delivery is not None:
+            try:
+                self._delivery.make_room(needed, for_final=slot.kind == "final")
+            except (OSError, StagingError, HubUnavailable) as error:
+                logger.warning("no room could be made for %s: %s", slot.name, error)
+
+    def wake(self) -> None:
+        """A checkpoint has been staged."""
+        for loop in self._loops:
+            loop.wake()
+
+    def finish(self, deadline: float) -> None:
+        """Delivers what is left, until `deadline` (time.monotonic) at most; then lets session.lock go."""
+        for loop in self._loops:
+            loop.finish(deadline)
+        ended = [loop.join(deadline - time.monotonic() + 0.5) for loop in self._loops]
+        if self._delivery is None:
+            return
+        self._heartbeat.abort()
+        for loop in self._loops:
+            loop.abort()
+        if all(ended):
+            # Otherwise a request is still under way in a daemon thread: the lock goes with the process.
+            self._delivery.release()
+        if self._client is not None and all(ended):
+            self._client.close()
+
+    def _pace(self, seconds: float) -> float:
+        return max(SHORTEST_PACE, seconds) if self._ready else LOCK_PACE
+
+    def _heartbeat_pace(self) -> float:
+        asked = self._client.heartbeat_s if self._client else None
+        pace = min(self._rate_limits.heartbeat, asked or self._rate_limits.heartbeat)
+        return max(SHORTEST_PACE, pace) if self._ready else 1.0
+
+    def _open(self, finishing: bool) -> Delivery | None:
+        """The delivery, once it has session.lock and the hub knows the run; None while another process delivers."""
+        with self._opening:
+            delivery = self._delivery
+            if delivery is None or not delivery.acquire():
+                if finishing:
+                    raise HubUnavailable("another process has session.lock and delivers this run")
+                return None
+            if not delivery.registered:
+                delivery.register()
+            self._ready = True
+            return delivery
+
+    def _send_events(self, finishing: bool) -> bool:
+        delivery = self._open(finishing)
+        return delivery is not None and delivery.send_events()
+
+    def _send_checkpoints(self, finishing: bool) -> bool:
+        delivery = self._open(finishing)
+        return delivery is not None and delivery.send_checkpoints(flush=finishing)
+
+    def _beat(self, _finishing: bool) -> bool:
+        model_id = self._info.model_id
+        if self._ready and model_id and self._client and self._delivery:
+            stop = self._client.heartbeat(model_id, self._attempt_id)
+            self._delivery.stop_requested = self._delivery.stop_requested or stop
+        return False
+
+    def _seal(self, _finishing: bool) -> bool:
+        for entry in self._staging.entries():
+            if self._staging.digest(entry) is None:
+                self._staging.seal(entry, wire.PART_SIZE)
+        return True
