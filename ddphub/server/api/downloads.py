@@ -1,0 +1,103 @@
+"""Files of committed checkpoints: whole, or the range that is asked for (RFC 9110, sections 13 and 14)."""
+
+import logging
+import re
+from typing import Final
+from urllib.parse import quote
+
+from fastapi import Request
+from fastapi.responses import Response, StreamingResponse
+from sqlalchemy import select
+
+from ddphub.server.api.access import api_router, find_checkpoint, needs_key_or_session
+from ddphub.server.blobs import read_chunks
+from ddphub.server.hub import Hub, HubDep
+from ddphub.server.problems import Problem
+from ddphub.server.tables import CheckpointFile, Model, Project
+
+router = api_router(needs_key_or_session)
+
+_log = logging.getLogger(__name__)
+
+_RANGE: Final = re.compile(r"bytes=([0-9]{0,19})-([0-9]{0,19})")
+
+
+@router.api_route("/models/{model_id}/checkpoints/{checkpoint_id}/files/{name:path}", methods=["GET", "HEAD"])
+def download(hub: HubDep, request: Request, model_id: str, checkpoint_id: str, name: str) -> Response:
+    """One file of a committed checkpoint."""
+    row, project = _find(hub, model_id, checkpoint_id, name)
+    etag = f'"{row.sha256}"'
+    headers = {
+        "etag": etag,
+        "accept-ranges": "bytes",
+        "cache-control": "private, no-cache",
+        "content-disposition": _disposition(name),
+    }
+    if _matches(request.headers.get("if-none-match", ""), etag):
+        return Response(status_code=304, headers=headers)
+    start, end, status = 0, row.size, 200
+    wanted = request.headers.get("range")
+    if wanted is not None and request.headers.get("if-range", etag) == etag:
+        chosen = _range(wanted, row.size)
+        if chosen is not None:
+            start, end = chosen
+            status = 206
+            headers["content-range"] = f"bytes {start}-{end - 1}/{row.size}"
+    headers["content-length"] = str(end - start)
+    media_type = "application/octet-stream"
+    if request.method == "HEAD":
+        return Response(status_code=status, headers=headers, media_type=media_type)
+    try:
+        file = hub.blobs.path(project.public_id, row.sha256).open("rb")
+    except FileNotFoundError as error:
+        _log.exception("the blob %s of project %s is gone", row.sha256, project.public_id)
+        raise Problem(500, "the hub has lost this file: send its checkpoint again under a new entry id") from error
+    file.seek(start)
+    return StreamingResponse(read_chunks(file, end - start), status, headers, media_type)
+
+
+def _find(hub: Hub, model_id: str, checkpoint_id: str, name: str) -> tuple[CheckpointFile, Project]:
+    with hub.database.read() as session:
+        checkpoint = find_checkpoint(session, model_id, checkpoint_id)
+        row = session.scalar(
+            select(CheckpointFile).where(CheckpointFile.checkpoint_ref == checkpoint.id, CheckpointFile.name == name)
+        )
+        if checkpoint.committed_at is None or row is None:
+            raise Problem(404, "the model has no committed checkpoint with such a file")
+        project = session.scalars(
+            select(Project).join(Model, Model.project_ref == Project.id).where(Model.id == checkpoint.model_ref)
+        ).one()
+    return row, project
+
+
+def _disposition(name: str) -> str:
+    # Percent-encoded, so that no name can end the header or leave the browser's download folder.
+    return f"attachment; filename*=UTF-8''{quote(name.rsplit('/', 1)[-1], safe='')}"
+
+
+def _matches(if_none_match: str, etag: str) -> bool:
+    given = [one.strip().removeprefix("W/") for one in if_none_match.split(",")]
+    return etag in given or "*" in given
+
+
+def _range(header: str, size: int) -> tuple[int, int] | None:
+    """The bytes that a Range header asks for: (first, end); None to send the whole file.
+
+    Several ranges, other units and what cannot be read may be answered with the whole file.
+
+    Raises:
+        Problem: 416 when the file has none of these bytes.
+    """
+    match = _RANGE.fullmatch(header.replace(" ", ""))
+    if match is None or match.group(0) == "bytes=-":
+        return None
+    first, last = match.groups()
+    if not first:
+        start, end = max(0, size - int(last)), size
+    else:
+        start, end = int(first), min(size, int(last) + 1) if last else size
+        if last and int(last) < start:
+            return None
+    if start >= size:
+        raise Problem(416, f"the file has {size} bytes", headers={"content-range": f"bytes */{size}"})
+    return start, end

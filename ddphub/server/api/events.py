@@ -1,0 +1,56 @@
+"""Events of a model: sending them, reading them."""
+
+import time
+from typing import Annotated
+
+from fastapi import Query
+from fastapi.responses import Response
+
+from ddphub.server import event_log
+from ddphub.server.api.access import After, Limit, api_router, find_model
+from ddphub.server.body import INT64_MAX, JsonBody, parse
+from ddphub.server.hub import HubDep
+from ddphub.server.incoming_events import MAX_KIND, MAX_METRIC_NAME, check_batch
+from ddphub.server.problems import answer
+
+router = api_router()
+
+
+@router.post("/models/{model_id}/events")
+def add(hub: HubDep, model_id: str, body: JsonBody) -> Response:
+    """Store a batch: all of it, or nothing."""
+    received = parse(body)
+    batch = check_batch(received)
+    with hub.database.write() as session:
+        data = event_log.store(session, find_model(session, model_id), batch, len(received), time.time())
+    return answer(data)
+
+
+@router.get("/models/{model_id}/events")
+def read(
+    hub: HubDep,
+    model_id: str,
+    kind: Annotated[str | None, Query(max_length=MAX_KIND)] = None,
+    after: After = 0,
+    limit: Limit = 1000,
+) -> Response:
+    """Stored events, oldest first: of one kind, or of all but metrics."""
+    query = event_log.Query(after=after, limit=limit, kind=kind)
+    with hub.database.read() as session:
+        return answer(event_log.read(session, find_model(session, model_id), query))
+
+
+@router.get("/models/{model_id}/metrics")
+def read_metrics(
+    *,
+    hub: HubDep,
+    model_id: str,
+    rank: Annotated[int | None, Query(ge=0, le=INT64_MAX)] = None,
+    name: Annotated[str | None, Query(max_length=MAX_METRIC_NAME)] = None,
+    after: After = 0,
+    limit: Limit = 1000,
+) -> Response:
+    """Stored metrics, oldest first: of one rank or all, with one name or all."""
+    query = event_log.Query(after=after, limit=limit, kind="metrics", rank=rank, name=name)
+    with hub.database.read() as session:
+        return answer(event_log.read_metrics(session, find_model(session, model_id), query))

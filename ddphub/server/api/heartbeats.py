@@ -1,0 +1,49 @@
+"""Signs of life from runs, and the wish that one stops."""
+
+import secrets
+import time
+from typing import TYPE_CHECKING, Final
+
+from fastapi.responses import Response
+
+from ddphub import names
+from ddphub.server.api.access import api_router, find_model
+from ddphub.server.body import JsonBody, parse_object
+from ddphub.server.hub import HubDep
+from ddphub.server.problems import Problem, answer
+
+if TYPE_CHECKING:
+    from ddphub.hubs.wire import HeartbeatAnswer
+
+MAX_AGENT: Final = 256
+
+router = api_router()
+
+
+@router.post("/agent/heartbeat/models/{model_id}")
+def beat(hub: HubDep, model_id: str, body: JsonBody) -> Response:
+    """Note that the run lives; tell it whether to stop."""
+    request = parse_object(body)
+    for field in ("agent", "agentId"):
+        value = request.get(field)
+        if value is not None and (not isinstance(value, str) or len(value) > MAX_AGENT):
+            raise Problem(422, f"{field}: expected text of at most {MAX_AGENT} characters")
+    if request.get("attempt_id") is not None and not names.is_hex_id(request["attempt_id"]):
+        raise Problem(422, "attempt_id: expected 32 lower-case hex digits")
+    with hub.database.write() as session:
+        model = find_model(session, model_id)
+        model.last_seen = time.time()
+        stop = model.stop_requested_at is not None
+    data: HeartbeatAnswer = {"agentId": request.get("agentId") or secrets.token_hex(16), "stop": stop}
+    return answer(data)
+
+
+@router.post("/models/{model_id}/stop")
+def stop(hub: HubDep, model_id: str) -> Response:
+    """Ask the run to stop; it is told with its next events or heartbeat."""
+    with hub.database.write() as session:
+        model = find_model(session, model_id)
+        if model.stop_requested_at is None:
+            model.stop_requested_at = time.time()
+        requested_at = model.stop_requested_at
+    return answer({"stop": True, "requested_at": requested_at})

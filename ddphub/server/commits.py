@@ -1,0 +1,308 @@
+"""Checkpoints from their first request to their commit.
+
+```
+receiving --complete, every part is there--> checking --bytes are right--> committed
+    ^                                           |
+    '------- bytes are wrong, or the hub ended -'
+```
+
+`committed` is in the database; `checking` is known to the process that checks, so it cannot outlive it. A commit is one
+transaction, after the bytes are safe on disk: a crash leaves the whole checkpoint or none of it.
+"""
+
+import json
+import logging
+import secrets
+import string
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+from sqlalchemy import select
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.orm import Session
+
+from ddphub.hubs.wire import CheckpointAnswer, MissingFile
+from ddphub.server.attempts import known_attempts
+from ddphub.server.blobs import Blobs, Interrupted, WrongBytes
+from ddphub.server.database import Database
+from ddphub.server.manifests import Manifest, ManifestFile
+from ddphub.server.problems import Problem
+from ddphub.server.signing import Part, Signer
+from ddphub.server.tables import Blob, Checkpoint, CheckpointFile, Model, Project
+
+_ALPHABET: Final = string.ascii_letters + string.digits
+_log = logging.getLogger(__name__)
+
+
+def new_public_id() -> str:
+    """20 random letters and digits, as HUB v1's ids have."""
+    return "".join(secrets.choice(_ALPHABET) for _ in range(20))
+
+
+class Commits:
+    """Takes checkpoints in, each entry once.
+
+    Args:
+        database: the hub's database.
+        blobs: where the bytes go.
+        signer: signs the part URLs.
+        part_size: bytes of a part of new checkpoints.
+        inline_check_bytes: with more bytes to check, `complete` answers first and a thread checks.
+    """
+
+    def __init__(
+        self, database: Database, blobs: Blobs, signer: Signer, *, part_size: int, inline_check_bytes: int
+    ) -> None:
+        self._database = database
+        self._blobs = blobs
+        self._signer = signer
+        self._part_size = part_size
+        self._inline_check_bytes = inline_check_bytes
+        self._checkers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="ddphub-check")
+        # Both change under the database's writer lock, or by the one thread that checks the checkpoint.
+        self._checking: set[int] = set()
+        self._failures: dict[int, str] = {}
+        self._recover()
+
+    def _recover(self) -> None:
+        with self._database.read() as session:
+            receiving = session.scalars(select(Checkpoint).where(Checkpoint.committed_at.is_(None))).all()
+            for checkpoint in receiving:
+                project = _project_of(session, checkpoint)
+                for file in _files_of(session, checkpoint):
+                    if not _vouched(session, project, file.sha256):
+                        # Joined just before the hub ended, never committed.
+                        self._blobs.remove(project.public_id, file.sha256)
+        wanted = {checkpoint.public_id for checkpoint in receiving}
+        for leftover in set(self._blobs.uploads()) - wanted:
+            self._blobs.close_upload(leftover)
+        for checkpoint_id in wanted:
+            self._blobs.open_upload(checkpoint_id)
+
+    def create(self, session: Session, model: Model, manifest: Manifest) -> CheckpointAnswer:
+        """Begin a checkpoint, or find the one that this entry began.
+
+        Args:
+            session: a write session.
+            model: the run's model.
+            manifest: a checked manifest.
+
+        Raises:
+            Problem: 422 when the entry is known with another manifest, its parts have another size, or its bytes were
+                found to contradict it.
+        """
+        checkpoint = session.scalar(
+            select(Checkpoint).where(Checkpoint.model_ref == model.id, Checkpoint.entry_id == manifest.entry_id)
+        )
+        if checkpoint is None:
+            manifest.check_parts(self._part_size)
+            checkpoint = self._insert(session, model, manifest)
+        elif checkpoint.fingerprint != manifest.fingerprint:
+            raise Problem(422, f"the entry {manifest.entry_id} is known with another manifest")
+        elif failure := self._failures.get(checkpoint.id):
+            # A client that was told 202 comes back here; without this it would send the same bytes for ever.
+            raise Problem(422, failure)
+        return self.answer(session, checkpoint)
+
+    def _insert(self, session: Session, model: Model, manifest: Manifest) -> Checkpoint:
+        now = time.time()
+        attempt = known_attempts(session, model, {manifest.attempt_id: now})[manifest.attempt_id]
+        checkpoint = Checkpoint(
+            public_id=new_public_id(),
+            model_ref=model.id,
+            attempt_ref=attempt.id,
+            entry_id=manifest.entry_id,
+            epoch=manifest.epoch,
+            step=manifest.step,
+            kind=manifest.kind,
+            name=manifest.name,
+            metrics=json.dumps(manifest.metrics),
+            part_size=self._part_size,
+            fingerprint=manifest.fingerprint,
+            created_at=now,
+        )
+        session.add(checkpoint)
+        session.flush()
+        rows = [
+            {
+                "checkpoint_ref": checkpoint.id,
+                "number": number,
+                "name": file.name,
+                "size": file.size,
+                "sha256": file.sha256,
+                "parts": json.dumps(file.parts),
+            }
+            for number, file in enumerate(manifest.files)
+        ]
+        session.connection().execute(insert(CheckpointFile), rows)
+        # Before the commit: a part is refused while this is not there.
+        self._blobs.open_upload(checkpoint.public_id)
+        return checkpoint
+
+    def state(self, checkpoint_ref: int) -> CheckpointAnswer:
+        """What is known of a checkpoint, by its number."""
+        with self._database.read() as session:
+            answer = self.answer(session, session.get_one(Checkpoint, checkpoint_ref))
+        if answer["missing"]:
+            # A commit after that read removes the parts: they are missing only if it is still not committed now.
+            with self._database.read() as session:
+                if session.get_one(Checkpoint, checkpoint_ref).committed_at is not None:
+                    return {**answer, "state": "committed", "missing": []}
+        return answer
+
+    def answer(self, session: Session, checkpoint: Checkpoint) -> CheckpointAnswer:
+        """What the client is told: the state, and a new URL for each part that is missing."""
+        state = self.state_of(checkpoint)
+        missing = self._missing(session, checkpoint) if state == "receiving" else []
+        return {"id": checkpoint.public_id, "state": state, "missing": missing}
+
+    def state_of(self, checkpoint: Checkpoint) -> str:
+        """`receiving`, `checking` or `committed`."""
+        if checkpoint.committed_at is not None:
+            return "committed"
+        return "checking" if checkpoint.id in self._checking else "receiving"
+
+    def _missing(self, session: Session, checkpoint: Checkpoint) -> list[MissingFile]:
+        arrived = self._blobs.parts(checkpoint.public_id)
+        missing: list[MissingFile] = []
+        for index, file in self._wanted(session, checkpoint):
+            parts = [
+                Part(
+                    checkpoint=checkpoint.public_id,
+                    file=index,
+                    number=number,
+                    size=file.part_bytes(number, checkpoint.part_size),
+                    sha256=sha256,
+                )
+                for number, sha256 in enumerate(file.parts)
+                if (index, number) not in arrived
+            ]
+            if parts:
+                urls = [self._signer.part_url(part) for part in parts]
+                missing.append(
+                    {
+                        "name": file.name,
+                        "parts": [{"number": part.number, "url": url} for part, url in zip(parts, urls, strict=True)],
+                    }
+                )
+        return missing
+
+    def _wanted(self, session: Session, checkpoint: Checkpoint) -> list[tuple[int, ManifestFile]]:
+        """The files whose bytes the project does not hold, with their numbers; each content once."""
+        project = _project_of(session, checkpoint)
+        files = {row.sha256: row for row in reversed(_files_of(session, checkpoint))}
+        held = {
+            sha256
+            for sha256 in _vouched_among(session, project, list(files))
+            if self._blobs.holds(project.public_id, sha256, files[sha256].size)
+        }
+        wanted = sorted((row for row in files.values() if row.sha256 not in held), key=lambda row: row.number)
+        return [
+            (
+                row.number,
+                ManifestFile(name=row.name, size=row.size, sha256=row.sha256, parts=tuple(json.loads(row.parts))),
+            )
+            for row in wanted
+        ]
+
+    def complete(self, checkpoint_ref: int) -> CheckpointAnswer:
+        """Commit a checkpoint whose parts are all there; a repeat finds it committed.
+
+        Args:
+            checkpoint_ref: the checkpoint's number.
+
+        Returns:
+            Its state: `checking` when a thread goes on, or another request is at it.
+
+        Raises:
+            Problem: 409 with the missing parts; 422 when a file does not have its sha256.
+        """
+        with self._database.write() as session:
+            checkpoint = session.get_one(Checkpoint, checkpoint_ref)
+            answer = self.answer(session, checkpoint)
+            if answer["state"] != "receiving":
+                return answer
+            if answer["missing"]:
+                if failure := self._failures.get(checkpoint_ref):
+                    raise Problem(422, failure)
+                count = sum(len(file["parts"]) for file in answer["missing"])
+                detail = f"{count} parts have not arrived: send them, then complete"
+                raise Problem(409, detail, members={"missing": answer["missing"]})
+            wanted = self._wanted(session, checkpoint)
+            self._checking.add(checkpoint_ref)
+        if sum(file.size for _, file in wanted) > self._inline_check_bytes:
+            self._checkers.submit(self._check_in_thread, checkpoint_ref, wanted)
+            return {**answer, "state": "checking"}
+        try:
+            self._check(checkpoint_ref, wanted)
+        except Interrupted:
+            raise Problem(503, "the hub is stopping: complete again when it is back") from None
+        return {**answer, "state": "committed"}
+
+    def _check_in_thread(self, checkpoint_ref: int, wanted: list[tuple[int, ManifestFile]]) -> None:
+        try:
+            self._check(checkpoint_ref, wanted)
+        except (Problem, Interrupted) as error:
+            _log.warning("a checkpoint was not committed: %s", getattr(error, "detail", "the hub is stopping"))
+        except Exception:  # noqa: BLE001  # a thread's end: whatever it was, the log has it and the hub goes on
+            _log.exception("a checkpoint could not be checked; it can be completed again")
+
+    def _check(self, checkpoint_ref: int, wanted: list[tuple[int, ManifestFile]]) -> None:
+        self._failures.pop(checkpoint_ref, None)
+        try:
+            with self._database.read() as session:
+                checkpoint = session.get_one(Checkpoint, checkpoint_ref)
+                project = _project_of(session, checkpoint)
+            for number, file in wanted:
+                try:
+                    self._blobs.join(checkpoint.public_id, number, file.parts, project.public_id, file.sha256)
+                except WrongBytes as error:
+                    if error.damaged:
+                        raise Problem(409, f"parts of {file.name!a} were damaged here: send them again") from None
+                    # What was announced contradicts itself: this entry can never be committed.
+                    failure = f"the parts of {file.name!a} do not make the sha256 that was announced for it"
+                    self._failures[checkpoint_ref] = failure
+                    raise Problem(422, failure) from None
+            self._commit(checkpoint_ref, project, [file for _, file in wanted])
+        finally:
+            self._checking.discard(checkpoint_ref)
+        self._blobs.close_upload(checkpoint.public_id)
+
+    def _commit(self, checkpoint_ref: int, project: Project, files: list[ManifestFile]) -> None:
+        now = time.time()
+        rows = [
+            {"project_ref": project.id, "sha256": file.sha256, "size": file.size, "created_at": now} for file in files
+        ]
+        with self._database.write() as session:
+            if rows:
+                session.connection().execute(insert(Blob).on_conflict_do_nothing(), rows)
+            session.get_one(Checkpoint, checkpoint_ref).committed_at = now
+
+    def close(self) -> None:
+        """Let checks that run end early; they begin anew when the client completes again."""
+        self._blobs.stop()
+        self._checkers.shutdown(wait=True, cancel_futures=True)
+
+
+def _project_of(session: Session, checkpoint: Checkpoint) -> Project:
+    return session.scalars(
+        select(Project).join(Model, Model.project_ref == Project.id).where(Model.id == checkpoint.model_ref)
+    ).one()
+
+
+def _files_of(session: Session, checkpoint: Checkpoint) -> list[CheckpointFile]:
+    return list(
+        session.scalars(
+            select(CheckpointFile).where(CheckpointFile.checkpoint_ref == checkpoint.id).order_by(CheckpointFile.number)
+        )
+    )
+
+
+def _vouched_among(session: Session, project: Project, digests: list[str]) -> list[str]:
+    found = session.scalars(select(Blob.sha256).where(Blob.project_ref == project.id, Blob.sha256.in_(digests)))
+    return list(found)
+
+
+def _vouched(session: Session, project: Project, sha256: str) -> bool:
+    return bool(_vouched_among(session, project, [sha256]))

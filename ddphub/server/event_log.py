@@ -1,0 +1,190 @@
+"""Storing events, each exactly once, and reading them back."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, func, select, text, tuple_
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.orm import Session
+
+from ddphub.hubs.wire import EventsAnswer
+from ddphub.server.attempts import apply_events, known_attempts
+from ddphub.server.incoming_events import IncomingEvent, contradiction
+from ddphub.server.tables import Attempt, Event, LatestMetric, Model
+
+
+def store(session: Session, model: Model, batch: Sequence[IncomingEvent], received: int, now: float) -> EventsAnswer:
+    """Store a batch in the caller's transaction.
+
+    Args:
+        session: a write session: an error undoes everything.
+        model: whose events these are.
+        batch: checked events, each key once.
+        received: events in the request, repeats among themselves included.
+        now: seconds since the epoch.
+
+    Returns:
+        How many were new, and whether the run is asked to stop.
+
+    Raises:
+        Problem: 422 when an event is known with other content.
+    """
+    earliest: dict[str, float] = {}
+    for event in batch:
+        earliest[event.attempt_id] = min(event.time, earliest.get(event.attempt_id, event.time))
+    attempts = known_attempts(session, model, earliest)
+    accepted = _insert(session, model, batch, attempts)
+    # Derived state looks at repeats too: every rule in it gives the same result twice.
+    apply_events(session, batch, attempts)
+    _keep_latest(session, model, batch, attempts)
+    model.events += accepted
+    model.last_seen = now
+    return {"accepted": accepted, "duplicates": received - accepted, "stop": model.stop_requested_at is not None}
+
+
+def _insert(session: Session, model: Model, batch: Sequence[IncomingEvent], attempts: dict[str, Attempt]) -> int:
+    if not batch:
+        return 0
+    rows = [
+        {
+            "model_ref": model.id,
+            "attempt_ref": attempts[event.attempt_id].id,
+            "rank": event.rank,
+            "seq": event.seq,
+            "time": event.time,
+            "kind": event.kind,
+            "body": event.body,
+            "fingerprint": event.fingerprint,
+        }
+        for event in batch
+    ]
+    accepted = session.connection().execute(insert(Event).on_conflict_do_nothing(), rows).rowcount
+    if accepted < len(rows):
+        _refuse_contradictions(session, batch, attempts)
+    return accepted
+
+
+def _refuse_contradictions(session: Session, batch: Sequence[IncomingEvent], attempts: dict[str, Attempt]) -> None:
+    streams: dict[tuple[str, int], list[IncomingEvent]] = {}
+    for event in batch:
+        streams.setdefault((event.attempt_id, event.rank), []).append(event)
+    stored: dict[tuple[str, int, int], bytes] = {}
+    for (attempt_id, rank), events in streams.items():
+        found = session.execute(
+            select(Event.seq, Event.fingerprint).where(
+                Event.attempt_ref == attempts[attempt_id].id,
+                Event.rank == rank,
+                Event.seq.in_([event.seq for event in events]),
+            )
+        )
+        stored.update({(attempt_id, rank, seq): fingerprint for seq, fingerprint in found})
+    for event in batch:
+        if stored[event.key] != event.fingerprint:
+            raise contradiction(event.key)
+
+
+def _keep_latest(session: Session, model: Model, batch: Sequence[IncomingEvent], attempts: dict[str, Attempt]) -> None:
+    numbers = {attempt_id: attempt.number for attempt_id, attempt in attempts.items()}
+    newest: dict[tuple[int, str], tuple[tuple[float, int, int], IncomingEvent]] = {}
+    for event in batch:
+        if event.kind == "metrics":
+            order = (event.time, numbers[event.attempt_id], event.seq)
+            for name in event.fields["values"]:
+                known = newest.get((event.rank, name))
+                if known is None or order > known[0]:
+                    newest[event.rank, name] = (order, event)
+    if not newest:
+        return
+    rows = [
+        {
+            "model_ref": model.id,
+            "rank": rank,
+            "name": name,
+            "value": json.dumps(event.fields["values"][name]),
+            "step": event.fields["step"],
+            "epoch": event.fields.get("epoch"),
+            "time": event.time,
+            "attempt": numbers[event.attempt_id],
+            "seq": event.seq,
+        }
+        for (rank, name), (_, event) in newest.items()
+    ]
+    statement = insert(LatestMetric)
+    new, old = statement.excluded, LatestMetric
+    statement = statement.on_conflict_do_update(
+        index_elements=[old.model_ref, old.rank, old.name],
+        set_={column: new[column] for column in ("value", "step", "epoch", "time", "attempt", "seq")},
+        where=tuple_(new.time, new.attempt, new.seq) > tuple_(old.time, old.attempt, old.seq),
+    )
+    session.connection().execute(statement, rows)
+
+
+MAX_PAGE: Final = 10_000
+"""Records in one answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """Which events to read. `kinds` None: every kind but metrics."""
+
+    after: int = 0
+    limit: int = 1000
+    kind: str | None = None
+    rank: int | None = None
+    name: str | None = None
+    newest: bool = False
+
+    def conditions(self, model: Model) -> Iterable[ColumnElement[bool]]:
+        """What the rows must fulfil."""
+        yield Event.model_ref == model.id
+        yield Event.id > self.after
+        yield Event.kind != "metrics" if self.kind is None else Event.kind == self.kind
+        if self.rank is not None:
+            yield Event.rank == self.rank
+        if self.name is not None:
+            # The name is a parameter of json_each, not a part of a JSON path, so it may hold quotes and dots.
+            names = func.json_each(Event.body, text("'$.values'")).table_valued("key").alias("names")
+            yield select(names.c.key).where(names.c.key == self.name).exists()
+
+
+def read(session: Session, model: Model, query: Query) -> list[dict[str, Any]]:
+    """Stored events, oldest first; with `newest` the last `limit` of them.
+
+    Returns:
+        Each event with its `id`, and its `attempt` as a number.
+    """
+    statement = (
+        select(Event.id, Attempt.number, Attempt.attempt_id, Event.rank, Event.seq, Event.body)
+        .join(Attempt, Attempt.id == Event.attempt_ref)
+        .where(*query.conditions(model))
+        .order_by(Event.id.desc() if query.newest else Event.id)
+        .limit(query.limit)
+    )
+    rows = session.execute(statement).all()
+    return [
+        {**json.loads(body), "id": number, "attempt": attempt, "attempt_id": attempt_id, "rank": rank, "seq": seq}
+        for number, attempt, attempt_id, rank, seq, body in (reversed(rows) if query.newest else rows)
+    ]
+
+
+def read_metrics(session: Session, model: Model, query: Query) -> list[dict[str, Any]]:
+    """Stored metrics, oldest first; with `name` only that one's values."""
+    records = []
+    for event in read(session, model, query):
+        values = event["values"]
+        records.append(
+            {
+                "id": event["id"],
+                "attempt": event["attempt"],
+                "attempt_id": event["attempt_id"],
+                "rank": event["rank"],
+                "seq": event["seq"],
+                "epoch": event.get("epoch"),
+                "step": event["step"],
+                "time": event["time"],
+                "values": values if query.name is None else {query.name: values[query.name]},
+            }
+        )
+    return records

@@ -1,0 +1,188 @@
+"""Events as they arrive: which ones the hub takes."""
+
+import math
+import unicodedata
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+
+from ddphub import events, names
+from ddphub.hubs.wire import MAX_BATCH_EVENTS
+from ddphub.server.body import INT64_MAX, is_integer, wrong_text, wrong_value
+from ddphub.server.problems import Problem
+
+MAX_VALUES: Final = 1000
+MAX_METRIC_NAME: Final = 256
+MAX_KIND: Final = 32
+MAX_TIME: Final = 253_402_300_800.0
+"""Year 10000: later times have no date."""
+
+ATTEMPT_STATES: Final = ("started", "finished", "failed", "preempted")
+RANK_STATES: Final = ("joined", "lost", "back", "left")
+
+_KEY: Final = ("attempt_id", "rank", "seq")
+
+
+@dataclass(frozen=True, slots=True)
+class IncomingEvent:
+    """A checked event. `fields` is the event without its key, `body` its JSON, `fingerprint` 32 bytes."""
+
+    attempt_id: str
+    rank: int
+    seq: int
+    time: float
+    kind: str
+    fields: dict[str, Any]
+    body: str
+    fingerprint: bytes
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """What makes this event itself: (attempt_id, rank, seq)."""
+        return self.attempt_id, self.rank, self.seq
+
+
+def check_batch(batch: object) -> list[IncomingEvent]:
+    """The events of a request, each key once, in the order in which they came.
+
+    Args:
+        batch: the request's JSON value.
+
+    Raises:
+        Problem: 413 for too many events; 422 that names the first event that cannot be taken, and why.
+    """
+    if not isinstance(batch, list):
+        raise Problem(422, "expected a JSON list of events")
+    if len(batch) > MAX_BATCH_EVENTS:
+        raise Problem(413, f"expected at most {MAX_BATCH_EVENTS} events in one request, got {len(batch)}")
+    checked: dict[tuple[str, int, int], IncomingEvent] = {}
+    for index, event in enumerate(batch):
+        if wrong := _wrong_event(event):
+            raise Problem(422, f"event {index}: {wrong}", members={"index": index})
+        incoming = _incoming(event)
+        if len(incoming.body) > events.MAX_EVENT_BYTES:
+            why = f"has more than {events.MAX_EVENT_BYTES} bytes"
+            raise Problem(422, f"event {index}: {why}", members={"index": index})
+        if checked.setdefault(incoming.key, incoming).fingerprint != incoming.fingerprint:
+            raise contradiction(incoming.key)
+    return list(checked.values())
+
+
+def contradiction(key: tuple[str, int, int]) -> Problem:
+    """The answer to an event whose key the hub knows with other content."""
+    attempt_id, rank, seq = key
+    detail = f"the event (attempt_id={attempt_id}, rank={rank}, seq={seq}) is known with other content"
+    return Problem(422, detail, members={"key": {"attempt_id": attempt_id, "rank": rank, "seq": seq}})
+
+
+def _incoming(event: events.Event) -> IncomingEvent:
+    fields = {name: value for name, value in event.items() if name not in _KEY}
+    return IncomingEvent(
+        attempt_id=event["attempt_id"],
+        rank=event["rank"],
+        seq=event["seq"],
+        time=float(event["time"]),
+        kind=event["kind"],
+        fields=fields,
+        body=events.to_json(fields),
+        fingerprint=bytes.fromhex(events.fingerprint(fields)),
+    )
+
+
+def _wrong_event(event: object) -> str | None:
+    if not isinstance(event, dict):
+        return "expected a JSON object"
+    if not names.is_hex_id(event.get("attempt_id")):
+        return "attempt_id: expected 32 lower-case hex digits"
+    for name in ("rank", "seq"):
+        if not is_integer(event.get(name), low=0):
+            return f"{name}: expected an integer from 0 to {INT64_MAX}"
+    time, kind = event.get("time"), event.get("kind")
+    if type(time) not in {int, float} or not 0 <= event["time"] < MAX_TIME:
+        return "time: expected seconds since the epoch"
+    if not isinstance(kind, str) or not 1 <= len(kind) <= MAX_KIND or wrong_text(kind):
+        return f"kind: expected 1 to {MAX_KIND} characters"
+    check = _CHECKS.get(kind)
+    for name, value in event.items():
+        if (name != "values" or kind != "metrics") and (wrong := wrong_text(name) or wrong_value(value)):
+            return f"{name[:40]!a}: {wrong}"
+    return check(event) if check else None
+
+
+def _wrong_metrics(event: events.Event) -> str | None:
+    if not is_integer(event.get("step")):
+        return "step: expected an integer"
+    if event.get("epoch") is not None and not is_integer(event["epoch"]):
+        return "epoch: expected an integer or null"
+    wrong = wrong_values(event.get("values"))
+    return wrong and f"values: {wrong}"
+
+
+def _wrong_attempt(event: events.Event) -> str | None:
+    if event.get("state") not in ATTEMPT_STATES:
+        return f"state: expected one of {', '.join(ATTEMPT_STATES)}"
+    return _wrong_optional(event, integers=("world_size",), texts=("host", "reason"))
+
+
+def _wrong_rank(event: events.Event) -> str | None:
+    if event.get("state") not in RANK_STATES:
+        return f"state: expected one of {', '.join(RANK_STATES)}"
+    if not is_integer(event.get("of_rank"), low=0):
+        return "of_rank: expected an integer of 0 or more"
+    return _wrong_optional(event, integers=("pid", "local_rank", "node"), texts=("host",))
+
+
+def _wrong_log(event: events.Event) -> str | None:
+    if not isinstance(event.get("message"), str):
+        return "message: expected text"
+    return _wrong_optional(event, integers=(), texts=("level",))
+
+
+_CHECKS: Final = {
+    "metrics": _wrong_metrics,
+    "attempt": _wrong_attempt,
+    "rank": _wrong_rank,
+    "log": _wrong_log,
+}
+"""The kinds whose fields the hub reads; a kind that it does not know is kept as it is."""
+
+
+def _wrong_optional(event: events.Event, *, integers: tuple[str, ...], texts: tuple[str, ...]) -> str | None:
+    for name in integers:
+        if event.get(name) is not None and not is_integer(event[name]):
+            return f"{name}: expected an integer or null"
+    for name in texts:
+        if event.get(name) is not None and not isinstance(event[name], str):
+            return f"{name}: expected text or null"
+    return None
+
+
+def wrong_values(values: object) -> str | None:
+    """Why `values` are not metrics, {name: number, bool or the name of a non-finite number}; None when they are."""
+    if not isinstance(values, dict):
+        return "expected an object of names and numbers"
+    if len(values) > MAX_VALUES:
+        return f"expected at most {MAX_VALUES} names, got {len(values)}"
+    for name, value in values.items():
+        if wrong := _wrong_metric_name(name):
+            return f"{name[:40]!a}: {wrong}"
+        if type(value) is float:
+            if not math.isfinite(value):
+                return f"{name[:40]!a}: the number is out of range"
+        elif type(value) is not bool and not is_integer(value):
+            try:
+                if not isinstance(value, str):
+                    return f"{name[:40]!a}: expected a number of at most 64 bits"
+                events.decode_scalar(value)
+            except ValueError:
+                return f"{name[:40]!a}: expected a number, 'NaN', 'Infinity' or '-Infinity'"
+    return None
+
+
+@lru_cache(maxsize=4096)
+def _wrong_metric_name(name: str) -> str | None:
+    if not 1 <= len(name) <= MAX_METRIC_NAME:
+        return f"expected a name of 1 to {MAX_METRIC_NAME} characters"
+    if any(unicodedata.category(character)[0] == "C" for character in name):
+        return "the name must not contain control characters"
+    return None

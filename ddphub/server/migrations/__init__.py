@@ -1,0 +1,1 @@
+"""The schema's history: applied in order when a hub starts."""

@@ -1,0 +1,1 @@
+"""The pages that people look at: plain HTML, nothing from a CDN."""

@@ -1,0 +1,219 @@
+"""What the hub remembers, as tables.
+
+```
+projects ── models ── attempts ── events          one row per (attempt, rank, seq)
+   │           │         └─────── ranks           what the events say of each rank
+   │           ├── latest_metrics                 the newest value per (rank, name)
+   │           └── checkpoints ── checkpoint_files
+   └── blobs                                      bytes on disk that a commit vouches for
+api_keys
+```
+
+A `..._ref` column names a row of another table by its number; ids that clients see are text. Times are seconds since
+the epoch, UTC.
+"""
+
+from typing import ClassVar, Final
+
+from sqlalchemy import (
+    BigInteger,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from ddphub.names import MAX_NAME
+
+INT64: Final = BigInteger().with_variant(Integer(), "sqlite")
+"""64 bits everywhere: SQLite's INTEGER has them, and only that may be a primary key there."""
+
+
+class Base(DeclarativeBase):
+    """The tables' common metadata; named constraints can be changed by later migrations."""
+
+    type_annotation_map: ClassVar = {float: Double(), int: INT64}
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class ApiKey(Base):
+    """A key that the hub made: only its salted digest."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    salt: Mapped[bytes] = mapped_column(LargeBinary(16))
+    digest: Mapped[bytes] = mapped_column(LargeBinary(32))
+    created_at: Mapped[float]
+
+
+class Project(Base):
+    """A project: the scope of run ids and of blobs."""
+
+    __tablename__ = "projects"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    public_id: Mapped[str] = mapped_column(String(20), unique=True)
+    name: Mapped[str] = mapped_column(String(MAX_NAME), unique=True)
+    created_at: Mapped[float]
+
+
+class Model(Base):
+    """What a run reports to. `request` is the JSON it was created with."""
+
+    __tablename__ = "models"
+    __table_args__ = (UniqueConstraint("project_ref", "run_id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    public_id: Mapped[str] = mapped_column(String(20), unique=True)
+    project_ref: Mapped[int] = mapped_column(ForeignKey("projects.id"))
+    run_id: Mapped[str | None] = mapped_column(String(128))
+    name: Mapped[str] = mapped_column(String(MAX_NAME))
+    request: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[float]
+    last_seen: Mapped[float | None]
+    stop_requested_at: Mapped[float | None]
+    events: Mapped[int] = mapped_column(default=0)
+
+
+class Attempt(Base):
+    """One start of the run's processes; (`state_time`, `state_seq`) is the event that gave the state."""
+
+    __tablename__ = "attempts"
+    __table_args__ = (UniqueConstraint("model_ref", "attempt_id"), UniqueConstraint("model_ref", "number"))
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    model_ref: Mapped[int] = mapped_column(ForeignKey("models.id"))
+    attempt_id: Mapped[str] = mapped_column(String(32))
+    number: Mapped[int]
+    first_time: Mapped[float]
+    state: Mapped[str | None] = mapped_column(String(16))
+    state_time: Mapped[float | None]
+    state_seq: Mapped[int | None]
+    world_size: Mapped[int | None]
+    host: Mapped[str | None] = mapped_column(Text)
+    reason: Mapped[str | None] = mapped_column(Text)
+    started_at: Mapped[float | None]
+    ended_at: Mapped[float | None]
+
+
+class Event(Base):
+    """One event. `body` is its JSON without the key; `fingerprint` tells a repeat from a contradiction."""
+
+    __tablename__ = "events"
+    __table_args__ = (
+        UniqueConstraint("attempt_ref", "rank", "seq"),
+        Index(None, "model_ref", "kind", "id"),
+        # An id is never given twice, so a reader's `after=<id>` misses nothing.
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    model_ref: Mapped[int] = mapped_column(ForeignKey("models.id"))
+    attempt_ref: Mapped[int] = mapped_column(ForeignKey("attempts.id"))
+    rank: Mapped[int]
+    seq: Mapped[int]
+    time: Mapped[float]
+    kind: Mapped[str] = mapped_column(String(32))
+    body: Mapped[str] = mapped_column(Text)
+    fingerprint: Mapped[bytes] = mapped_column(LargeBinary(32))
+
+
+class Rank(Base):
+    """One rank of an attempt; (`state_time`, `state_seq`) is the event that gave the state."""
+
+    __tablename__ = "ranks"
+    __table_args__ = (UniqueConstraint("attempt_ref", "rank"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    attempt_ref: Mapped[int] = mapped_column(ForeignKey("attempts.id"))
+    rank: Mapped[int]
+    state: Mapped[str | None] = mapped_column(String(16))
+    state_time: Mapped[float | None]
+    state_seq: Mapped[int | None]
+    host: Mapped[str | None] = mapped_column(Text)
+    pid: Mapped[int | None]
+    last_step: Mapped[int | None]
+    last_step_seq: Mapped[int | None]
+    last_seen: Mapped[float | None]
+
+
+class LatestMetric(Base):
+    """The newest value of one metric of one rank; `value` is JSON."""
+
+    __tablename__ = "latest_metrics"
+    __table_args__ = (UniqueConstraint("model_ref", "rank", "name"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    model_ref: Mapped[int] = mapped_column(ForeignKey("models.id"))
+    rank: Mapped[int]
+    name: Mapped[str] = mapped_column(String(256))
+    value: Mapped[str] = mapped_column(Text)
+    step: Mapped[int]
+    epoch: Mapped[int | None]
+    time: Mapped[float]
+    attempt: Mapped[int]
+    seq: Mapped[int]
+
+
+class Checkpoint(Base):
+    """One checkpoint, from its first request on; committed when `committed_at` says so."""
+
+    __tablename__ = "checkpoints"
+    __table_args__ = (UniqueConstraint("model_ref", "entry_id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    public_id: Mapped[str] = mapped_column(String(20), unique=True)
+    model_ref: Mapped[int] = mapped_column(ForeignKey("models.id"))
+    attempt_ref: Mapped[int] = mapped_column(ForeignKey("attempts.id"))
+    entry_id: Mapped[str] = mapped_column(String(32))
+    epoch: Mapped[int | None]
+    step: Mapped[int | None]
+    kind: Mapped[str] = mapped_column(String(16))
+    name: Mapped[str] = mapped_column(Text)
+    metrics: Mapped[str] = mapped_column(Text)
+    part_size: Mapped[int]
+    fingerprint: Mapped[bytes] = mapped_column(LargeBinary(32))
+    created_at: Mapped[float]
+    committed_at: Mapped[float | None]
+
+
+class CheckpointFile(Base):
+    """One file of a checkpoint; `number` counts from 0, `parts` is a JSON list of sha256."""
+
+    __tablename__ = "checkpoint_files"
+    __table_args__ = (UniqueConstraint("checkpoint_ref", "number"), UniqueConstraint("checkpoint_ref", "name"))
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    checkpoint_ref: Mapped[int] = mapped_column(ForeignKey("checkpoints.id"))
+    number: Mapped[int]
+    name: Mapped[str] = mapped_column(Text)
+    size: Mapped[int]
+    sha256: Mapped[str] = mapped_column(String(64))
+    parts: Mapped[str] = mapped_column(Text)
+
+
+class Blob(Base):
+    """A file that this project holds: its bytes are on disk and were checked."""
+
+    __tablename__ = "blobs"
+    __table_args__ = (UniqueConstraint("project_ref", "sha256"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    project_ref: Mapped[int] = mapped_column(ForeignKey("projects.id"))
+    sha256: Mapped[str] = mapped_column(String(64))
+    size: Mapped[int]
+    created_at: Mapped[float]

@@ -1,0 +1,36 @@
+"""One hub for the tests that only need some hub, and a model of their own for each test."""
+
+import pytest
+from hub_process import HubProcess
+from hub_talk import PART_SIZE, Talk
+
+KEY = "k" * 42
+
+
+@pytest.fixture(scope="session")
+def hub(tmp_path_factory):
+    """A hub with small parts."""
+    data = tmp_path_factory.mktemp("hub") / "data"
+    with HubProcess(data, api_key=KEY, arguments=("--part-size", str(PART_SIZE))) as process:
+        yield process
+
+
+@pytest.fixture
+def talk(hub):
+    """A new model in a new project."""
+    return Talk(hub)
+
+
+@pytest.fixture
+def start_hub(tmp_path):
+    """Starts hubs of the test's own; they end with it."""
+    started = []
+
+    def start(name="data", api_key=KEY, arguments=("--part-size", str(PART_SIZE))):
+        process = HubProcess(tmp_path / name, api_key=api_key, arguments=arguments)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.__exit__(None, None, None)
