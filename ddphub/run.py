@@ -341,17 +341,19 @@ class Run:
         if courier is None:
             return
         self._outbox.flush(budget)
-        answer = courier.answer
-        left_in = self._stray.left_in
-        goodbye = {
-            "reported": self._outbox.packed,
-            "dropped": self._outbox.dropped + courier.dropped + self._reader.dropped,
-            "failure": self._failure,
-            "left_in": str(left_in) if left_in and (answer is None or left_in != answer.folder) else None,
-        }
-        courier.finish(goodbye, budget)
+        courier.finish(self._goodbye, budget)
         if courier.unspilled:
             logger.warning("%d events of rank %d could not be saved", courier.unspilled, self.topology.rank)
+
+    def _goodbye(self) -> dict[str, Any]:
+        courier, left_in = self._courier, self._stray.left_in
+        is_elsewhere = left_in is not None and not (courier and courier.answer and courier.answer.folder == left_in)
+        return {
+            "reported": self._outbox.packed,
+            "dropped": self._outbox.dropped + self._reader.dropped + (courier.dropped if courier else 0),
+            "failure": self._failure,
+            "left_in": str(left_in) if is_elsewhere else None,
+        }
 
     def on_exit(self) -> None:
         """See `process`: as `finish`, with a shorter budget."""

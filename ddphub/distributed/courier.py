@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -57,6 +57,13 @@ class RankSpool(Protocol):
 
         Raises:
             OSError: the disk does not take them.
+        """
+
+    def adopt(self, answer: Answer, nonce: str) -> None:
+        """Moves what was written under the nonce to the run that rank 0 has named.
+
+        Raises:
+            OSError: it cannot be moved; it stays where it is, as a run of its own.
         """
 
 
@@ -123,7 +130,7 @@ class Courier:
         self._progress = time.monotonic()
         self._resent = 0.0
         self._closed_by_owner = False
-        self._goodbye: dict[str, Any] | None = None
+        self._goodbye: Callable[[], dict[str, Any]] | None = None
         self._said_goodbye = threading.Event()
         self._wake = threading.Event()
         self._stopped = False
@@ -146,11 +153,11 @@ class Courier:
             self._wake.set()
         self._spill_overdue(now)
 
-    def finish(self, goodbye: dict[str, Any], timeout: float) -> None:
+    def finish(self, goodbye: Callable[[], dict[str, Any]], timeout: float) -> None:
         """Sends the goodbye behind everything carried, waits for the acknowledgement, spills the rest.
 
         Args:
-            goodbye: fields of the message.
+            goodbye: makes the fields of the message, when it is sent.
             timeout: seconds to wait at most.
         """
         deadline = time.monotonic() + timeout
@@ -179,7 +186,7 @@ class Courier:
 
     def _spill_overdue(self, now: float) -> None:
         with self._lock:
-            too_much = self._unanswered_bytes + self._held_bytes() > relay.WINDOW
+            too_much = self._unanswered_bytes > relay.UNANSWERED_WINDOW or self._held_bytes() > relay.WINDOW
             late = any(not held.spilled and now - held.since > ACK_LATE for held in self._held)
         if too_much or late or self.gave_up:
             self._spill_all()
@@ -202,7 +209,7 @@ class Courier:
             try:
                 self._spool.write(answer, stream_id, [held.batch.text for held in spilling])
             except OSError as error:
-                self._drop_beyond_window(error)
+                self._drop_what_is_too_much(error)
                 return
             with self._lock:
                 self.spilled += sum(held.count for held in spilling)
@@ -220,10 +227,10 @@ class Courier:
             merged = _Held(place, gone[0].since, pushed_bytes=sum(held.pushed_bytes for held in gone))
             self._held = deque([merged, *rest])
 
-    def _drop_beyond_window(self, error: OSError) -> None:
+    def _drop_what_is_too_much(self, error: OSError) -> None:
         dropped, last = 0, -1
         with self._lock:
-            excess = self._held_bytes() - relay.WINDOW
+            excess = self._held_bytes() - relay.UNANSWERED_WINDOW
             for held in self._held:
                 if excess <= 0:
                     break
@@ -303,7 +310,8 @@ class Courier:
             raise Unreachable("rank 0's answer makes no sense")
         if self.answer and self.answer.attempt_id == answer.attempt_id:
             return
-        if self.answer:
+        first_answer = self.answer is None
+        if not first_answer:
             self._spill_all()  # under the attempt that they were numbered for
         with self._lock:
             waiting, self._unanswered = self._unanswered, []
@@ -314,6 +322,9 @@ class Courier:
             self._held.clear()
             self._progress = time.monotonic()
             self._hold(waiting, self._progress)
+        if first_answer:
+            with self._spilling:
+                self._spool.adopt(answer, self.nonce)
 
     def _push(self, store: Any, now: float) -> None:  # noqa: ANN401
         with self._lock:
@@ -339,7 +350,7 @@ class Courier:
         goodbye = self._goodbye
         if goodbye is not None and not self._said_goodbye.is_set():
             place = {"nonce": self.nonce, "rank": self._topology.rank}
-            self._send(store, {"type": "goodbye", **place, **goodbye})
+            self._send(store, {"type": "goodbye", **place, **goodbye()})
             self._said_goodbye.set()
 
     def _send(self, store: Any, message: dict[str, Any]) -> None:  # noqa: ANN401

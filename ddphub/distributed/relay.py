@@ -37,7 +37,11 @@ LOST: Final = 15.0
 """Seconds of silence after which a rank is shown as lost."""
 
 WINDOW: Final = 256 * 1024
-"""Bytes that a rank holds in memory, unacknowledged or unanswered; past it they go to its spool file."""
+"""Bytes that a rank holds in memory unacknowledged; past it they go to its spool file."""
+
+UNANSWERED_WINDOW: Final = 4 * 1024 * 1024
+"""The same while rank 0 has not answered: what is spilled then carries the nonce for an attempt id, so it is better
+to wait for the answer. A rank that logs 5 scalars 1,000 times a second fills it in half a minute."""
 
 BATCH_BYTES: Final = 64 * 1024
 """Bytes of events in one message, but for a single larger event."""

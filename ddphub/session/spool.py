@@ -110,6 +110,27 @@ class StraySpool:
         writer.sync()
         self.left_in = folder.path
 
+    def adopt(self, answer: Answer, nonce: str) -> None:
+        """Moves what was written under the nonce to the run that rank 0 has named.
+
+        A rename, so a crash leaves the events in one place; they keep the nonce for an attempt id.
+
+        Raises:
+            OSError: it cannot be moved; it stays where it is, as a run of its own.
+        """
+        unanswered = RunFolder(self._root / self._fallback(nonce).run_id)
+        stray = unanswered.rank_file(nonce, self._rank)
+        target = self.folder(answer, nonce)
+        if target.path == unanswered.path or not stray.exists():
+            return
+        target.spool.mkdir(parents=True, exist_ok=True, mode=0o700)
+        stray.rename(target.rank_file(nonce, self._rank))
+        self._writers.pop(stray).close()
+        self.left_in = target.path
+        unanswered.run_json.unlink()
+        unanswered.spool.rmdir()
+        unanswered.path.rmdir()
+
     def folder(self, answer: Answer | None, stream_id: str) -> RunFolder:
         """The run directory that this rank can write: rank 0's if it is visible here, else one of its own.
 
