@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from ddphub import names
 from ddphub.errors import SettingsError
+from ddphub.events import encode_scalar, plain_text
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,10 @@ VARIABLES: Final = {
 DEFAULT_DIR: Final = ".ddphub"
 STAGING_BUDGET: Final = 50 * 1024**3
 """Bytes of checkpoints that may wait on disk."""
+
+CONFIG_BYTES: Final = 1024 * 1024
+CONFIG_DEPTH: Final = 10
+"""A configuration's size as JSON, and how deep it may nest; what is deeper becomes text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,15 +308,27 @@ def _whole(setting: str, value: object, source: str) -> int | None:
 
 
 def _json_safe(config: object) -> dict[str, Any]:
-    """The user's configuration as JSON can carry it; what JSON does not know becomes its text."""
+    """The user's configuration as every hub can store it; what JSON does not know becomes its text."""
     if config is None:
         return {}
     if not isinstance(config, Mapping):
         raise SettingsError("config", config, "argument", "expected a dict (for a namespace: vars(args))")
-    try:
-        text = json.dumps({str(key): value for key, value in config.items()}, default=str)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise SettingsError("config", type(config).__name__, "argument", f"cannot be shown: {error}") from error
-    # NaN and infinities are no JSON: they become their names.
-    safe: dict[str, Any] = json.loads(text, parse_constant=str)
+    safe = {plain_text(str(key), 200): _plain(value, 1) for key, value in config.items()}
+    size = len(json.dumps(safe))
+    if size > CONFIG_BYTES:
+        raise SettingsError("config", f"{size} bytes of JSON", "argument", f"expected at most {CONFIG_BYTES} bytes")
     return safe
+
+
+def _plain(value: object, depth: int) -> Any:  # noqa: ANN401  # JSON
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, int):
+        return int(value) if -(2**63) <= value < 2**63 else str(value)
+    if isinstance(value, float):
+        return encode_scalar(float(value))
+    if isinstance(value, Mapping) and depth < CONFIG_DEPTH:
+        return {plain_text(str(key), 200): _plain(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple) and depth < CONFIG_DEPTH:
+        return [_plain(item, depth + 1) for item in value]
+    return plain_text(str(value), 4000)

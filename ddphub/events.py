@@ -30,7 +30,7 @@ Scalar = float | int | bool | str
 """A metric's value on the wire; a str is one of the three names of a non-finite number."""
 
 MAX_EVENT_BYTES: Final = 64 * 1024
-"""Bytes of one event as JSON: larger ones are dropped by the rank that made them and counted."""
+"""Bytes of one event as JSON, without its key: larger ones are dropped by the rank that made them and counted."""
 
 _NON_FINITE: Final = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -63,6 +63,11 @@ def to_json(value: object) -> str:
         TypeError: for what JSON cannot carry.
     """
     return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
+def plain_text(text: str, limit: int) -> str:
+    """The end of `text` as every hub can store it: at most `limit` characters, no NUL, no lone surrogate."""
+    return text[-limit:].replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
 
 
 def fingerprint(event: Event) -> str:

@@ -33,6 +33,7 @@ from ddphub.distributed.relay import Keys
 from ddphub.distributed.rendezvous import Rendezvous
 from ddphub.distributed.topology import Topology
 from ddphub.errors import StagingError
+from ddphub.events import plain_text
 from ddphub.hubs import wire
 from ddphub.metrics import MetricReader
 from ddphub.owner import Owner, about
@@ -373,7 +374,7 @@ class Run:
 
     def on_failure(self, kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
         """See `process`: the run is a failed one, and says why."""
-        self._failure = "".join(traceback.format_exception(kind, error, trace))[-REASON_LENGTH:]
+        self._failure = plain_text("".join(traceback.format_exception(kind, error, trace)), REASON_LENGTH)
 
     def on_fork(self) -> None:
         """See `process`: in the child this copy is silent; its threads are the parent's."""
@@ -423,7 +424,9 @@ class Run:
 
     def _refuse(self, name: str, error: Exception) -> None:
         logger.warning("checkpoint %s is not reported: %s", name, error)
-        self._tell_checkpoint("refused", name, None, f"{type(error).__name__}: {error}"[:REASON_LENGTH])
+        self._tell_checkpoint(
+            "refused", plain_text(name, 200), None, plain_text(f"{type(error).__name__}: {error}", REASON_LENGTH)
+        )
 
     def _tell_checkpoint(self, state: str, name: str, entry_id: str | None, reason: str | None) -> None:
         event = {"kind": "checkpoint", "state": state, "name": name, "entry_id": entry_id, "reason": reason}

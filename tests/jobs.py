@@ -206,6 +206,6 @@ class HubView:
         """(epoch, sha256) of every checkpoint, computed from the bytes that the hub hands out."""
         return sorted((one["epoch"], hashlib.sha256(self.download(one)).hexdigest()) for one in self.checkpoints())
 
-    def keys(self):
+    def logged(self):
         """(attempt_id, rank, step) of every metric record; a list, so that a double shows."""
         return sorted((one["attempt_id"], one["rank"], one["step"]) for one in self.metrics())

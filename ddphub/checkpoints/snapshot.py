@@ -1,0 +1,269 @@
+"""A copy of a checkpoint that nobody was writing while it was made.
+
+Contract: call after the writer has closed the file. The copy shares blocks where the file system can (FICLONE), is
+made inside the kernel where it can (copy_file_range), and is a plain copy in small pieces elsewhere. It is never a
+hard link: trainers rewrite `last.pt` in place. What was being written meanwhile is thrown away and copied again,
+at most `len(PAUSES)` times.
+
+Where leases do not work (see `lease`) a writer is noticed by size, mtime and inode only. That is weaker: one that
+pauses between two writes is not seen.
+"""
+
+import errno
+import fcntl
+import os
+import stat
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+
+from ddphub.checkpoints.disk import create_private, disk_errors, make_private, remove_tree, write_all
+from ddphub.checkpoints.entry import StagedFile
+from ddphub.checkpoints.lease import Busy, unwritten
+from ddphub.errors import StagingError
+from ddphub.names import wrong_file_name
+
+PAUSES: Final = (0.0, 0.05, 0.15, 0.45, 1.35)
+"""Seconds to wait before each try."""
+
+_FICLONE: Final = 0x40049409  # linux/fs.h; the fcntl module has it from Python 3.13 on
+_KERNEL_PIECE: Final = 16 * 1024 * 1024  # a writer that breaks the lease waits for one piece at most
+_PLAIN_PIECE: Final = 1024 * 1024
+_FATAL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file of a checkpoint where its writer left it; equal to a later one when nobody touched it."""
+
+    name: str
+    path: Path
+    size: int
+    mtime_ns: int
+    device: int
+    inode: int
+    plain: bool
+    """A regular file with one name: no symlink, no hard link."""
+
+
+def snapshot(source: Path, target: Path) -> list[StagedFile]:
+    """Copy a file, or every file below a folder, into `target`. The writing rank, any thread.
+
+    Args:
+        source: a regular file, or a folder of regular files; links to regular files are followed.
+        target: a folder; made if it is not there.
+
+    Returns:
+        What was copied, ordered by name: a file under its own name, a folder's files under their relative ones.
+
+    Raises:
+        StagingError: nothing to copy, no copy possible, or someone keeps writing; nothing usable is in `target`.
+    """
+    return _until_quiet(source, lambda: _copy_all(source, target))
+
+
+def find_files(source: Path) -> list[Found]:
+    """The files that make up a checkpoint, ordered by name. Any process.
+
+    Raises:
+        StagingError: there is none, or something is neither file nor folder, or a name cannot be kept.
+    """
+    try:
+        info = source.stat()
+    except (FileNotFoundError, NotADirectoryError) as problem:
+        raise StagingError(f"{source} does not exist: expected the file or folder that was saved") from problem
+    except OSError as problem:
+        raise StagingError(f"could not read {source}: {problem.strerror}") from problem
+    if not stat.S_ISDIR(info.st_mode):
+        return [_found(source.name, source)]
+    files: list[Found] = []
+    folders = [""]
+    with disk_errors(f"could not read {source}"):
+        while folders:
+            prefix = folders.pop()
+            with os.scandir(source / prefix) as listing:
+                for item in listing:
+                    name = prefix + item.name
+                    if item.is_dir(follow_symlinks=False):
+                        folders.append(f"{name}/")
+                    else:
+                        files.append(_found(name, source / name))
+    if not files:
+        raise StagingError(f"{source} is a folder without files: expected a saved checkpoint")
+    return sorted(files, key=lambda file: file.name)
+
+
+def check_unchanged(source: Path, files: list[Found]) -> None:
+    """Compare a checkpoint with what `find_files` said before.
+
+    Raises:
+        Busy: a file came, went or changed.
+    """
+    if find_files(source) != files:
+        raise Busy(f"{source} was changed")
+
+
+def is_written(path: Path) -> bool:
+    """Whether a file, or a folder with a file somewhere below it, was made at `path`."""
+    if path.is_symlink() or not path.is_dir():
+        return os.path.lexists(path)
+    return any(item.is_symlink() or not item.is_dir() for item in path.rglob("*"))
+
+
+def check_closed(files: list[Found]) -> None:
+    """Make sure that nobody has the files open for writing. The writing rank, any thread.
+
+    Raises:
+        StagingError: someone keeps one of them open.
+    """
+
+    def check() -> None:
+        for file in files:
+            fd = _open_source(file.path)
+            try:
+                with unwritten(fd, file.path):
+                    pass
+            finally:
+                os.close(fd)
+
+    _until_quiet(files[0].path, check)
+
+
+def _until_quiet(source: Path, attempt: Callable[[], _Result]) -> _Result:
+    busy: Busy | None = None
+    for pause in PAUSES:
+        if pause:
+            threading.Event().wait(pause)
+        try:
+            with disk_errors(f"could not copy {source}"):
+                return attempt()
+        except Busy as problem:
+            busy = problem
+    raise StagingError(
+        f"{busy} while it was staged ({len(PAUSES)} tries): stage a checkpoint after its writer has closed it "
+        "(a child process forked meanwhile keeps it open too)"
+    ) from busy
+
+
+def _copy_all(source: Path, target: Path) -> list[StagedFile]:
+    files = find_files(source)
+    if target.resolve().is_relative_to(source.resolve()):
+        raise StagingError(f"{source} holds the staging area {target}: expected the folder of one checkpoint")
+    make_private(target)
+    try:
+        for file in files:
+            _copy_file(file, target / file.name)
+        check_unchanged(source, files)
+    except BaseException:
+        with suppress(OSError):
+            remove_tree(target)
+        raise
+    return [StagedFile(file.name, file.size) for file in files]
+
+
+def _copy_file(file: Found, target: Path) -> None:
+    make_private(target.parent)
+    with disk_errors(f"could not copy {file.path} to {target}"):
+        source_fd = _open_source(file.path)
+        try:
+            target_fd = create_private(target)
+            try:
+                with unwritten(source_fd, file.path) as check:
+                    size = os.fstat(source_fd).st_size
+                    if size != file.size:
+                        raise Busy(f"{file.path} was changed")
+                    if not _clone(source_fd, target_fd):
+                        _copy_bytes(source_fd, target_fd, size, check)
+                if os.fstat(target_fd).st_size != size:
+                    raise Busy(f"{file.path} was changed")
+            finally:
+                os.close(target_fd)
+        finally:
+            os.close(source_fd)
+
+
+def _open_source(path: Path) -> int:
+    """A regular file, open for reading; anything else is refused without waiting for it (a pipe has no end)."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except BlockingIOError as problem:
+        raise Busy(f"{path} is leased by another process") from problem
+    except FileNotFoundError as problem:
+        raise Busy(f"{path} was removed") from problem
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise StagingError(f"{path} is no regular file any more")
+    return fd
+
+
+def _clone(source_fd: int, target_fd: int) -> bool:
+    """Share the source's blocks with the target; False where the file system cannot."""
+    try:
+        fcntl.ioctl(target_fd, _FICLONE, source_fd)
+    except OSError as problem:
+        if problem.errno in _FATAL:
+            raise
+        return False
+    return True
+
+
+def _copy_bytes(source_fd: int, target_fd: int, size: int, check: Callable[[], None]) -> None:
+    done = 0
+    in_kernel = True
+    while done < size:
+        if in_kernel:
+            try:
+                copied = os.copy_file_range(source_fd, target_fd, min(_KERNEL_PIECE, size - done), done, done)
+            except InterruptedError:
+                continue
+            except OSError as problem:
+                if problem.errno in _FATAL:
+                    raise
+                copied = 0
+            # 0 before the end: some file systems give this instead of an error (copy_file_range(2), "BUGS").
+            in_kernel = copied > 0
+        else:
+            data = os.pread(source_fd, min(_PLAIN_PIECE, size - done), done)
+            if not data:
+                return
+            write_all(target_fd, data, done)
+            copied = len(data)
+        done += copied
+        check()
+
+
+def _found(name: str, path: Path) -> Found:
+    if wrong := wrong_file_name(name):
+        raise StagingError(f"{path}: a checkpoint's file name {wrong}")
+    try:
+        own = path.lstat()
+        info = path.stat()
+    except FileNotFoundError as problem:
+        if path.is_symlink():
+            raise StagingError(f"{path} is a link to nothing: expected a regular file") from problem
+        raise Busy(f"{path} was removed") from problem
+    if not stat.S_ISREG(info.st_mode):
+        raise StagingError(f"{path} is {_kind(info.st_mode)}: expected a regular file or a folder of regular files")
+    return Found(
+        name=name,
+        path=path,
+        size=info.st_size,
+        mtime_ns=info.st_mtime_ns,
+        device=info.st_dev,
+        inode=info.st_ino,
+        plain=stat.S_ISREG(own.st_mode) and own.st_nlink == 1,
+    )
+
+
+def _kind(mode: int) -> str:
+    if stat.S_ISDIR(mode):
+        return "a link to a folder"
+    if stat.S_ISFIFO(mode):
+        return "a named pipe"
+    if stat.S_ISSOCK(mode):
+        return "a socket"
+    return "a device"
