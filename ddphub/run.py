@@ -197,11 +197,13 @@ class Run:
             return
         try:
             kept = self._reader.read(values)
+            if (step is not None and type(step) is not int) or (epoch is not None and type(epoch) is not int):
+                step, epoch = self._reader.whole("step", step), self._reader.whole("epoch", epoch)
             if step is None:
                 step = self._calls
             self._calls += 1
-            if type(step) is not int or (epoch is not None and type(epoch) is not int):
-                step, epoch = self._reader.whole("step", step), self._reader.whole("epoch", epoch)
+            if not kept:
+                return
             self._outbox.put({"time": time.time(), "kind": "metrics", "step": step, "epoch": epoch, "values": kept})
         except Exception as error:  # noqa: BLE001  # the promise: no exception reaches the training loop
             self._reader.drop("log", f"could not be recorded: {error}")

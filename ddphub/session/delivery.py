@@ -42,8 +42,8 @@ class Delivery:
         folder: the run directory.
         info: content of its run.json; gets the model's id.
         staging: its staging area.
-        client: the hub.
-        ckpt_interval: seconds at least between two uploads; 0 sends every entry.
+        client: the hub; None for an offline run, which only makes room.
+        ckpt_interval: seconds at least between two uploads of a kind; 0 sends every entry.
         progress: called with "events" or "checkpoints" and how many are done now.
     """
 
@@ -53,24 +53,30 @@ class Delivery:
         folder: RunFolder,
         info: RunInfo,
         staging: StagingArea,
-        client: HubClient,
+        client: HubClient | None,
         ckpt_interval: float = 0.0,
         progress: Callable[[str, int], None] = lambda _kind, _count: None,
     ) -> None:
         self._folder = folder
         self._info = info
         self._staging = staging
-        self._client = client
+        self._offline_or_client = client
         self._ckpt_interval = ckpt_interval
         self._progress = progress
         self._lock = SessionLock(folder.session_lock)
         self._journal: Journal | None = None
         self._journal_lock = threading.RLock()
-        self._last_upload = -float("inf")
+        self._last_upload: dict[str, float] = {}  # kind -> when, by time.monotonic
         self._sent_until: dict[str, float] = {}  # kind -> when the newest entry sent by this object was staged
         self._uploading: str | None = None
         self.registered = False
         self.stop_requested = False
+
+    @property
+    def _client(self) -> HubClient:
+        if self._offline_or_client is None:
+            raise HubUnavailable("the run is offline")
+        return self._offline_or_client
 
     @property
     def model_id(self) -> str | None:
@@ -192,22 +198,18 @@ class Delivery:
         """
         self._clean_up()
         waiting = self._waiting()
-        superseded: list[Entry] = []
-        limited = False
-        if self._ckpt_interval > 0:
-            superseded = _superseded(waiting, self._sent_until)
-            limited = time.monotonic() - self._last_upload < self._ckpt_interval
-        if limited:
-            self._drop(superseded, f"the rate limit of {self._ckpt_interval:g} s")
-        turn = [entry for entry in waiting if entry not in superseded]
-        if limited and not flush:
-            turn = [entry for entry in turn if entry.slot.kind == "final"]
-        for entry in turn:
+        superseded = _superseded(waiting, self._sent_until) if self._ckpt_interval > 0 else []
+        limited = {kind for kind, sent in self._last_upload.items() if time.monotonic() - sent < self._ckpt_interval}
+        why = f"the rate limit of {self._ckpt_interval:g} s"
+        self._drop([entry for entry in superseded if entry.slot.kind in limited], why)
+        for entry in waiting:
+            if entry in superseded or (entry.slot.kind in limited and not flush):
+                continue
             self._send_entry(entry)
-        if any(entry.slot.kind != "final" for entry in turn):
-            self._last_upload = time.monotonic()
+            if entry.slot.kind != "final":
+                self._last_upload[entry.slot.kind] = time.monotonic()
         if flush:
-            self._drop(superseded, f"the rate limit of {self._ckpt_interval:g} s")
+            self._drop(superseded, why)
         return not self._waiting()
 
     def make_room(self, needed: int, *, for_final: bool) -> None:

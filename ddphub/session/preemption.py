@@ -80,6 +80,7 @@ class SignalWatch:
             if number is not None and not self._left and os.getpid() == self._pid:
                 self._left = True
                 self._go(number)
+        self._reader.close()
 
     def _go(self, number: int) -> None:
         previous = self._previous.get(number)

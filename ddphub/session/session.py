@@ -57,14 +57,14 @@ class Session:
         self._loops: list[Loop] = []
         self._ready = False
         self._opening = threading.Lock()  # around the first request: two loops must not register twice
-        self._delivery: Delivery | None = None
-        if client is None:
-            # An offline session never takes the lock; only a save that finds no room does, for a moment.
-            self._loops.append(Loop("ddphub-digest", self._seal, lambda: 1.0))
-            return
         self._delivery = Delivery(
             folder=folder, info=info, staging=staging, client=client, ckpt_interval=rate_limits.ckpt
         )
+        self._heartbeat: Loop | None = None
+        if client is None:
+            # An offline session never keeps the lock; only a save that finds no room takes it, for a moment.
+            self._loops.append(Loop("ddphub-digest", self._seal, lambda: 1.0))
+            return
         self._loops.append(Loop("ddphub-events", self._send_events, lambda: self._pace(rate_limits.metrics)))
         self._loops.append(Loop("ddphub-checkpoints", self._send_checkpoints, lambda: self._pace(1.0)))
         self._heartbeat = Loop("ddphub-heartbeat", self._beat, self._heartbeat_pace)
@@ -73,7 +73,7 @@ class Session:
         """Starts the loops."""
         for loop in self._loops:
             loop.start()
-        if self._delivery is not None:
+        if self._heartbeat is not None:
             self._heartbeat.start()
 
     @property
@@ -89,7 +89,7 @@ class Session:
     @property
     def stop_requested(self) -> bool:
         """Whether the hub asked the run to stop."""
-        return self._delivery is not None and self._delivery.stop_requested
+        return self._delivery.stop_requested
 
     @property
     def last_error(self) -> str | None:
@@ -99,18 +99,17 @@ class Session:
     def wait_for_hub(self, timeout: float) -> None:
         """Waits until the run is registered or the first try has failed, at most `timeout` seconds."""
         until = time.monotonic() + timeout
-        while self._delivery is not None and time.monotonic() < until:
+        while self._client is not None and time.monotonic() < until:
             if self._ready or self.last_error:
                 return
             time.sleep(0.01)
 
     def make_room(self, slot: Slot, needed: int) -> None:
         """See `Delivery.make_room`; what cannot be dropped now stays, and the save is refused."""
-        if self._delivery is not None:
-            try:
-                self._delivery.make_room(needed, for_final=slot.kind == "final")
-            except (OSError, StagingError, HubUnavailable) as error:
-                logger.warning("no room could be made for %s: %s", slot.name, error)
+        try:
+            self._delivery.make_room(needed, for_final=slot.kind == "final")
+        except (OSError, StagingError, HubUnavailable) as error:
+            logger.warning("no room could be made for %s: %s", slot.name, error)
 
     def wake(self) -> None:
         """A checkpoint has been staged."""
@@ -122,7 +121,7 @@ class Session:
         for loop in self._loops:
             loop.finish(deadline)
         ended = [loop.join(deadline - time.monotonic() + 0.5) for loop in self._loops]
-        if self._delivery is None:
+        if self._client is None or self._heartbeat is None:
             return
         self._heartbeat.abort()
         for loop in self._loops:
@@ -130,7 +129,6 @@ class Session:
         if all(ended):
             # Otherwise a request is still under way in a daemon thread: the lock goes with the process.
             self._delivery.release()
-        if self._client is not None and all(ended):
             self._client.close()
 
     def _pace(self, seconds: float) -> float:
@@ -145,7 +143,7 @@ class Session:
         """The delivery, once it has session.lock and the hub knows the run; None while another process delivers."""
         with self._opening:
             delivery = self._delivery
-            if delivery is None or not delivery.acquire():
+            if not delivery.acquire():
                 if finishing:
                     raise HubUnavailable("another process has session.lock and delivers this run")
                 return None
@@ -164,7 +162,7 @@ class Session:
 
     def _beat(self, _finishing: bool) -> bool:
         model_id = self._info.model_id
-        if self._ready and model_id and self._client and self._delivery:
+        if self._ready and model_id and self._client:
             stop = self._client.heartbeat(model_id, self._attempt_id)
             self._delivery.stop_requested = self._delivery.stop_requested or stop
         return False

@@ -29,9 +29,8 @@ parser.add_argument("--no-finish", type=int, default=0)
 arguments = parser.parse_args()
 
 
-
 def init_process_group():
-    """torch 2.13 leaves the old world's gloo addresses in the agent's store, so a restart in place needs a prefix."""
+    """Torch 2.13 leaves the old world's gloo addresses in the agent's store, so a restart in place needs a prefix."""
     restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     if restarts == "0":
         dist.init_process_group("gloo")
@@ -64,7 +63,9 @@ for epoch in range(arguments.epochs):
     if arguments.crash == f"{rank}:{epoch}" and is_first_attempt:
         raise RuntimeError("this rank was told to crash")
     for index in range(steps_an_epoch):
-        run.log({"loss": torch.tensor(1.0 / (index + 1)), "rank": rank}, step=epoch * steps_an_epoch + index, epoch=epoch)
+        run.log(
+            {"loss": torch.tensor(1.0 / (index + 1)), "rank": rank}, step=epoch * steps_an_epoch + index, epoch=epoch
+        )
         time.sleep(arguments.pause)
     path = arguments.out / "last.pt"
     if rank == 0:
