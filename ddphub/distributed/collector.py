@@ -137,7 +137,7 @@ class Collector:
             try:
                 store = self._rendezvous.connect()
                 if store is None:
-                    self._closing.wait(1.0)
+                    self._pause(1.0)
                     continue
                 self._find_dead_queues(store)
                 pauses = iter(CONNECT_PAUSES)
@@ -149,7 +149,12 @@ class Collector:
                 if pause is None:
                     logger.warning("the relay's store is gone: the other ranks write spool files until the end")
                     return
-                self._closing.wait(pause)
+                self._pause(pause)
+
+    def _pause(self, seconds: float) -> None:
+        """Waits, shorter once the run is closing."""
+        if self._closing.is_set() or self._closing.wait(seconds):
+            time.sleep(INTERVAL / 5)
 
     def _is_over(self) -> bool:
         if not self._closing.is_set():
@@ -181,7 +186,7 @@ class Collector:
             self._watch()
             if over:
                 return
-            self._closing.wait(INTERVAL) if not self._closing.is_set() else time.sleep(INTERVAL / 5)
+            self._pause(INTERVAL)
 
     def _pop(self, store: Any, queue: str) -> dict[str, Any] | None:  # noqa: ANN401
         """The queue's next message; None when it is empty. Nonsense is skipped and said."""

@@ -20,6 +20,14 @@ from pathlib import Path
 from typing import Any
 
 
+class PartlyWrittenError(OSError):
+    """The disk took the first `lines` lines of an append and refused the next."""
+
+    def __init__(self, cause: OSError, lines: int) -> None:
+        super().__init__(cause.errno, cause.strerror)
+        self.lines = lines
+
+
 @dataclass(frozen=True)
 class Line:
     """One line as read: `record` is None when the line is damaged.
@@ -78,26 +86,32 @@ class LineWriter:
         self._unsynced = False
 
     def append(self, texts: Iterable[str]) -> None:
-        """Writes each text (JSON, one line) as a line; all of them, or none that a reader would accept.
+        """Writes each text (JSON, one line) as a line.
 
         Raises:
-            OSError: the file cannot be written (disk full, read-only); nothing of this call stays.
+            PartlyWrittenError: the disk took the first `lines` of them only.
+            OSError: it took none. In both cases a line is there whole or not at all.
         """
-        data = b"".join(_line(text) for text in texts)
-        if not data:
-            return
         with self._lock:
-            descriptor = self._open()
-            written = 0
-            try:
-                while written < len(data):
-                    written += os.write(descriptor, data[written:])
-            except OSError:
-                # Take back what a full disk accepted, so that a retry neither doubles nor tears a line.
-                os.ftruncate(descriptor, self._size)
-                raise
-            self._size += written
-            self._unsynced = True
+            for count, text in enumerate(texts):
+                try:
+                    self._append_line(self._open(), _line(text))
+                except OSError as error:
+                    if count:
+                        raise PartlyWrittenError(error, count) from error
+                    raise
+
+    def _append_line(self, descriptor: int, line: bytes) -> None:
+        written = 0
+        try:
+            while written < len(line):
+                written += os.write(descriptor, line[written:])
+        except OSError:
+            # Take back what a full disk accepted of this line; never a whole line, which a reader may have seen.
+            os.ftruncate(descriptor, self._size)
+            raise
+        self._size += written
+        self._unsynced = True
 
     def sync(self) -> None:
         """Waits until what was appended is on disk.

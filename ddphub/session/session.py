@@ -113,8 +113,7 @@ class Session:
 
     def wake(self) -> None:
         """A checkpoint has been staged."""
-        for loop in self._loops:
-            loop.wake()
+        self._loops[-1].wake()  # the loop of checkpoints, or of digests when offline
 
     def finish(self, deadline: float) -> None:
         """Delivers what is left, until `deadline` (time.monotonic) at most; then lets session.lock go."""

@@ -14,7 +14,7 @@ from ddphub.distributed import relay
 from ddphub.distributed.courier import Answer
 from ddphub.errors import JournalError
 from ddphub.session.folder import RunFolder, RunInfo
-from ddphub.session.lines import LineWriter
+from ddphub.session.lines import LineWriter, PartlyWrittenError
 
 logger = logging.getLogger(__name__)
 
@@ -50,16 +50,22 @@ class OwnSpool:
             for group in relay.split(self._waiting):
                 batch = relay.pack(self._attempt_id, 0, first, group)
                 first = batch.last + 1
-                batches.append(batch.text)
+                batches.append(batch)
             try:
-                self._writer.append(batches)
+                self._writer.append(batch.text for batch in batches)
+                self._advance(first)
                 self._writer.sync()
+                self._refused = False
+            except PartlyWrittenError as error:
+                self._advance(batches[error.lines].first)
+                self._keep(error)
             except OSError as error:
                 self._keep(error)
-                return
-            self._next_seq = first
-            self._waiting.clear()
-            self._refused = False
+
+    def _advance(self, next_seq: int) -> None:
+        """Forgets the waiting events before `next_seq`; an event keeps its number for ever."""
+        del self._waiting[: next_seq - self._next_seq]
+        self._next_seq = next_seq
 
     @property
     def unwritten(self) -> int:
@@ -76,7 +82,7 @@ class OwnSpool:
             size -= len(self._waiting[kept])
             kept += 1
         if kept:
-            del self._waiting[:kept]
+            self._advance(self._next_seq + kept)
             self.dropped += kept
             logger.warning("%d events were dropped: the disk takes no more", kept)
 

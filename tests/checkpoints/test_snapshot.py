@@ -172,7 +172,7 @@ def test_a_writer_breaks_the_lease(tmp_path):
     source = tmp_path / "last.pt"
     source.write_bytes(b"old")
     fd = os.open(source, os.O_RDONLY)
-    with pytest.raises(Busy, match="opened for writing"), unwritten(fd, source) as check:  # noqa: PT012 - the block
+    with pytest.raises(Busy, match="opened for writing"), unwritten(fd, source) as check:
         check()
         writer = subprocess.Popen([sys.executable, "-c", f"open({str(source)!r}, 'r+b').write(b'new')"])
         while writer.poll() is None:

@@ -143,7 +143,7 @@ def test_a_block_that_raises_leaves_nothing(area, slot, checkpoint, taken):
     """The exception passes through, the half file is gone, and the slot is as it was."""
     if taken:
         area.stage(slot(), checkpoint, {})
-    with pytest.raises(ZeroDivisionError), area.write(slot(), {}) as pending:  # noqa: PT012 - the block is the test
+    with pytest.raises(ZeroDivisionError), area.write(slot(), {}) as pending:
         pending.path.write_bytes(b"half")
         raise ZeroDivisionError
     assert pending.entry is None

@@ -181,7 +181,7 @@ def test_what_may_live_elsewhere_is_left_alone(area, slot, checkpoint, record):
 
 def test_a_claim_that_was_taken_over_is_not_committed(area, slot):
     """A process that others took for dead does not make a second entry of the slot."""
-    with pytest.raises(Exception, match="taken over"), area.write(slot(), {}) as pending:  # noqa: PT012 - the block
+    with pytest.raises(Exception, match="taken over"), area.write(slot(), {}) as pending:
         pending.path.write_bytes(b"1")
         record = area.folder / "slots" / f"{slot().key}.json"
         record.write_text(json.dumps(json.loads(record.read_text()) | {"entry_id": "0" * 32}))
