@@ -188,8 +188,8 @@ class Collector:
                 return
             self._pause(INTERVAL)
 
-    def _pop(self, store: Any, queue: str) -> dict[str, Any] | None:  # noqa: ANN401
-        """The queue's next message; None when it is empty. Nonsense is skipped and said."""
+    def _pop(self, store: Any, queue: str) -> tuple[dict[str, Any], bytes] | None:  # noqa: ANN401
+        """The queue's next message and its text; None when it is empty. Nonsense is skipped and said."""
         from torch.distributed import QueueEmptyError  # noqa: PLC0415  # `import ddphub` must not import torch
 
         while True:
@@ -199,11 +199,12 @@ class Collector:
                 return None
             message = relay.parse(data)
             if message is not None:
-                return message
+                return message, data
             logger.warning("a message of another rank was no JSON object: %r", bytes(data[:100]))
 
     def _greet(self, store: Any) -> None:  # noqa: ANN401
-        while (hello := self._pop(store, self._keys.hello)) is not None:
+        while (popped := self._pop(store, self._keys.hello)) is not None:
+            hello, _ = popped
             nonce, rank = hello.get("nonce"), hello.get("rank")
             if not names.is_hex_id(nonce) or not isinstance(rank, int) or not 0 < rank < self._world_size:
                 logger.warning("a hello made no sense: %s", str(hello)[:200])
@@ -220,23 +221,23 @@ class Collector:
 
     def _drain(self, store: Any, queue: str) -> None:  # noqa: ANN401
         until = time.monotonic() + DRAIN_SECONDS
-        while time.monotonic() < until and (message := self._pop(store, queue)) is not None:
+        while time.monotonic() < until and (popped := self._pop(store, queue)) is not None:
             try:
-                self._take(message)
+                self._take(*popped)
             except OSError as error:
                 # Not acknowledged, so its rank sends it again or spools it.
                 logger.warning("events of another rank were not taken: %s", error)
                 return
 
-    def _take(self, message: dict[str, Any]) -> None:
+    def _take(self, message: dict[str, Any], text: bytes) -> None:
         kind = message.get("type")
         if kind in {"batch", "spilled"} and relay.is_batch(message):
             stream = self._streams.setdefault((message["attempt_id"], message["rank"]), SeqSet())
             first = message["first"]
             last = message["last"] if kind == "spilled" else first + len(message["events"]) - 1
             if kind == "batch" and not stream.covers(first, last):
-                del message["type"]
-                self._spool.append([to_json(message)])
+                # Its own text need not be encoded again; a reader of the spool ignores `type`.
+                self._spool.append([text.decode()])
             stream.add(first, last)
             self._heard(message["rank"])
         elif kind == "beat":

@@ -125,10 +125,15 @@ def split(events: list[str]) -> list[list[str]]:
 def parse(data: bytes) -> dict[str, Any] | None:
     """A message as rank 0 may trust it, or None: the sender is another process and may say anything."""
     try:
-        message = json.loads(data)
+        message = json.loads(data.decode(), parse_constant=_refuse)
     except (ValueError, RecursionError):
         return None
-    return message if isinstance(message, dict) else None
+    return message if isinstance(message, dict) and b"\n" not in data else None
+
+
+def _refuse(constant: str) -> None:
+    """NaN and its kin are no JSON; ddphub's ranks send their names as strings."""
+    raise ValueError(constant)
 
 
 def is_batch(message: dict[str, Any]) -> bool:

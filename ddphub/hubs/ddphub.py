@@ -141,7 +141,10 @@ class DdphubClient:
         params: dict[str, str] | None = None,
     ) -> Any:  # noqa: ANN401  # JSON
         """One request to the API; the answer's `data`."""
-        encoded = None if body is None else to_json(body).encode()
+        try:
+            encoded = None if body is None else to_json(body).encode()
+        except (ValueError, TypeError, RecursionError) as error:
+            raise HubRejected(400, f"{method} {path}: cannot be sent as JSON: {error}") from error
         headers = {**(headers or {}), "accept": "application/json"}
         if encoded is not None:
             headers["content-type"] = "application/json"
@@ -228,7 +231,7 @@ def _raise_for_status(response: requests.Response, what: str) -> None:
     if 200 <= status < 300:
         return
     message = f"{what}: {status} {_said(response)}"
-    if status in {401, 403} and "x-api-key" not in response.request.headers:
+    if status in {401, 403, 404, 410} and "x-api-key" not in response.request.headers:
         raise HubUnavailable(message)  # a signed URL that has expired: the next try gets a fresh one
     if status in {401, 403}:
         raise HubUnauthorized(message)
