@@ -134,7 +134,7 @@ class DdphubClient:
         try:
             self._request("PUT", place, body, {}, None, key=False)
         except HubRejected:
-            # Bytes may be damaged on their way (there is TLS only where the hub has it): once more, then it is the file.
+            # Bytes may be damaged on their way where there is no TLS: once more, then it is the file.
             self._request("PUT", place, body, {}, None, key=False)
 
     def _call(
