@@ -111,8 +111,9 @@ class Owner:
         """Collects goodbyes, delivers until `deadline` (time.monotonic), prints the report."""
         if self.collector is not None:
             self.collector.close(min(goodbye_wait, max(0.0, deadline - time.monotonic())))
-            if state == "finished" and self.collector.failure():
-                state, failure = "failed", self.collector.failure()
+            if cause := self.collector.failure():
+                # Often the cause of what rank 0 saw ("connection closed by peer", torchrun's SIGTERM): it comes first.
+                state, failure = "failed", f"{cause}\n\nrank 0: {failure}" if failure else cause
         self.put({"kind": "rank", "of_rank": 0, "state": "left", **about(self._topology)})
         self.put({"kind": "attempt", "state": state, **self._about_attempt(), "reason": failure})
         self.outbox.flush(max(1.0, deadline - time.monotonic()))

@@ -60,6 +60,9 @@ OTHER_RANK_EXIT_BUDGET: Final = 2.0
 SIGNAL_BUDGET: Final = 20.0
 """Seconds between SIGTERM and the end; torchrun kills after 30."""
 
+SIGNAL_GOODBYE_WAIT: Final = 3.0
+"""Seconds that rank 0 waits for goodbyes then: every rank has got the signal, and a killed one will not answer."""
+
 REASON_LENGTH: Final = 4000
 """Characters of a traceback that are kept: its end."""
 
@@ -308,7 +311,7 @@ class Run:
         at most 5 s. What is left stays on disk, and the report names the command that delivers it.
         """
         budget = self._settings.finish_timeout if self._owner is not None else OTHER_RANK_BUDGET
-        self._end("failed" if self._failure else "finished", budget=budget)
+        self._end("failed" if self._failure else "finished", self._failure, budget=budget)
 
     def __enter__(self) -> Self:
         return self
@@ -323,7 +326,7 @@ class Run:
 
     # Endings.
 
-    def _end(self, state: str, *, budget: float, goodbye_wait: float = GOODBYE_WAIT) -> None:
+    def _end(self, state: str, reason: str | None, *, budget: float, goodbye_wait: float = GOODBYE_WAIT) -> None:
         with self._finishing:
             if not self._enabled or self._finished:
                 return
@@ -331,7 +334,7 @@ class Run:
             deadline = time.monotonic() + budget
             try:
                 if self._owner is not None:
-                    self._owner.finish(state, self._failure, deadline, goodbye_wait, self._reader.dropped)
+                    self._owner.finish(state, reason, deadline, goodbye_wait, self._reader.dropped)
                 else:
                     self._say_goodbye(budget)
             except Exception:
@@ -361,18 +364,17 @@ class Run:
     def on_exit(self) -> None:
         """See `process`: as `finish`, with a shorter budget."""
         budget = EXIT_BUDGET if self._owner is not None else OTHER_RANK_EXIT_BUDGET
-        self._end("failed" if self._failure else "finished", budget=budget)
+        self._end("failed" if self._failure else "finished", self._failure, budget=budget)
 
     def on_signal(self, number: int) -> None:
         """See `process`: what is complete gets to safety before the process ends."""
         self._told_to_leave = True
         logger.warning("rank %d got signal %d: flushing, at most %g s", self.topology.rank, number, SIGNAL_BUDGET)
-        failure = self._failure
-        if self._owner is not None and self._owner.collector is not None:
-            failure = failure or self._owner.collector.failure()
-        self._failure = failure or f"signal {number}"
         budget = SIGNAL_BUDGET if self._owner is not None else OTHER_RANK_BUDGET
-        self._end("failed" if failure else "preempted", budget=budget, goodbye_wait=3.0)
+        if self._failure:
+            self._end("failed", self._failure, budget=budget, goodbye_wait=SIGNAL_GOODBYE_WAIT)
+        else:
+            self._end("preempted", f"signal {number}", budget=budget, goodbye_wait=SIGNAL_GOODBYE_WAIT)
 
     def on_failure(self, kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
         """See `process`: the run is a failed one, and says why."""

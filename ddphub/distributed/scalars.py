@@ -91,12 +91,17 @@ def read_scalar(value: object) -> float | int | bool | PendingScalar:
         return float(value) if isinstance(value, float) else value
     if isinstance(value, int):
         return int(value) if -_LARGEST_INT <= value <= _LARGEST_INT else _as_float(value)
-    if getattr(value, "shape", None) != () or not hasattr(value, "item"):
-        shape = getattr(value, "shape", None)
-        raise UnreadableError(f"{type(value).__name__}{f' of shape {tuple(shape)}' if shape else ''}")
+    shape = getattr(value, "shape", None)
+    if shape != () or not hasattr(value, "item"):
+        described = f" of shape {tuple(shape)}" if isinstance(shape, tuple) else ""  # torch.Size is a tuple
+        raise UnreadableError(type(value).__name__ + described)
     if getattr(getattr(value, "device", None), "type", None) == "cuda":
         return _slots().copy(value)
-    item = value.item()
+    try:
+        item = value.item()
+    except Exception as error:
+        # A meta tensor, or an object of the user's that only looks like a tensor: its error is its own.
+        raise UnreadableError(f"{type(value).__name__} that cannot be read: {error}") from error
     if isinstance(item, bool | int | float):
         return read_scalar(item)
     raise UnreadableError(f"{type(value).__name__} of {type(item).__name__}")
