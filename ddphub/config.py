@@ -7,8 +7,8 @@ import dataclasses
 import difflib
 import json
 import logging
-import math
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -39,6 +39,9 @@ VARIABLES: Final = {
 DEFAULT_DIR: Final = ".ddphub"
 STAGING_BUDGET: Final = 50 * 1024**3
 """Bytes of checkpoints that may wait on disk."""
+
+LONGEST: Final = 30 * 24 * 3600
+"""Seconds, the most that a setting may ask for: a month."""
 
 CONFIG_BYTES: Final = 1024 * 1024
 CONFIG_DEPTH: Final = 10
@@ -123,7 +126,7 @@ class Settings:
 
         project, source = lookup.get("project")
         _check("project", project, source, names.wrong_name(project))
-        name, source = lookup.get("name", Path(sys.argv[0]).stem or "run", "the script's name")
+        name, source = lookup.get("name", Path((sys.argv or [""])[0]).stem or "run", "the script's name")
         _check("name", name, source, names.wrong_name(name))
         run_id, source = lookup.get("run_id")
         if run_id is not None:
@@ -133,7 +136,12 @@ class Settings:
         if hub is not None:
             hub = check_url(hub, source)
         mode, source = lookup.get("mode", "online" if hub else "offline", "default")
-        _check("mode", mode, source, None if mode in MODES else f"expected one of {', '.join(MODES)}")
+        _check(
+            "mode",
+            mode,
+            source,
+            None if isinstance(mode, str) and mode in MODES else f"expected one of {', '.join(MODES)}",
+        )
         if mode == "online" and hub is None:
             raise SettingsError(
                 "hub",
@@ -189,13 +197,16 @@ class Credentials:
         path = Path(base) / "ddphub" / "credentials.json"
         try:
             content = json.loads(path.read_text())
-            keys = {str(url): str(key) for url, key in dict(content["keys"]).items()}
-            return cls(path, str(content["default"]), keys)
+            default, keys = content["default"], dict(content["keys"])
+            if all(isinstance(text, str) for text in (default, *keys, *keys.values())):
+                return cls(path, default, keys)
+            problem: object = "expected text"
         except (FileNotFoundError, NotADirectoryError, PermissionError):
             return cls(path)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            logger.warning("%s is damaged (%s): run `ddphub login` again", path, error)
-            return cls(path)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            problem = error
+        logger.warning("%s is damaged (%s): run `ddphub login` again", path, problem)
+        return cls(path)
 
     def key_for(self, hub: str) -> str | None:
         """The key that belongs to exactly this hub: a key is never sent to another one."""
@@ -206,10 +217,14 @@ class Credentials:
         content = {"default": hub, "keys": {**self.keys, hub: key}}
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.NamedTemporaryFile("w", dir=self.path.parent, delete=False) as file:  # made 0600
-            json.dump(content, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(file.name).replace(self.path)
+            try:
+                json.dump(content, file, indent=1)
+                file.flush()
+                os.fsync(file.fileno())
+                Path(file.name).replace(self.path)
+            except BaseException:
+                Path(file.name).unlink(missing_ok=True)
+                raise
 
 
 def check_url(url: object, source: str) -> str:
@@ -221,18 +236,24 @@ def check_url(url: object, source: str) -> str:
     expected = "expected a URL such as https://hub.example.org or http://127.0.0.1:8765"
     if not isinstance(url, str):
         raise SettingsError("hub", url, source, expected)
+    # What may be a secret is not shown: a user and password, a query, a fragment.
+    bare = re.split(r"[?#]", url, maxsplit=1)[0]
+    head, at, tail = bare.rpartition("@")
+    scheme, mark, _ = head.partition("://")
+    shown = f"{scheme if mark else ''}{mark}...@{tail}" if at else bare
+    if at:
+        raise SettingsError("hub", shown, source, "must carry no user or password: use DDPHUB_API_KEY")
+    if bare != url:
+        raise SettingsError("hub", f"{shown}...", source, f"must carry no query and no fragment; {expected}")
     try:
         parts = urlsplit(url)
-        port_is_valid = parts.port is None or parts.port > 0
+        is_valid = parts.port is None or parts.port > 0
     except ValueError:
-        raise SettingsError("hub", url, source, expected) from None
-    if parts.scheme not in {"http", "https"} or not parts.hostname or not port_is_valid or parts.query:
-        raise SettingsError("hub", url, source, expected)
-    if parts.username or parts.password:
-        shown = f"{parts.scheme}://...@{parts.hostname}"
-        raise SettingsError("hub", shown, source, "must carry no user or password: use DDPHUB_API_KEY")
+        is_valid = False
+    if not is_valid or parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise SettingsError("hub", shown, source, expected)
     if any(character.isspace() or not character.isprintable() for character in url):
-        raise SettingsError("hub", url, source, expected)
+        raise SettingsError("hub", shown, source, expected)
     return url.rstrip("/")
 
 
@@ -254,11 +275,12 @@ class _Lookup:
 
 
 def _refuse_unknown(given: Mapping[str, Any], environ: Mapping[str, str]) -> None:
-    for setting, value in given.items():
+    for setting in given:
         if setting not in SETTINGS:
             close = difflib.get_close_matches(setting, SETTINGS, 1)
             hint = f"did you mean {close[0]!r}? " if close else ""
-            raise SettingsError(setting, value, "argument", f"unknown setting; {hint}known: {', '.join(SETTINGS)}")
+            # The value is not shown: it may be a key under a misspelt name.
+            raise SettingsError(setting, "...", "argument", f"unknown setting; {hint}known: {', '.join(SETTINGS)}")
     for variable in environ:
         if variable.startswith("DDPHUB_") and variable not in VARIABLES.values():
             logger.warning("%s is no variable of ddphub; known: %s", variable, ", ".join(VARIABLES.values()))
@@ -273,34 +295,39 @@ def _check_key(api_key: object, source: str) -> None:
     """A key that HTTP cannot carry would fail at every request; the value itself is not repeated."""
     if api_key is None:
         return
-    if not isinstance(api_key, str) or not api_key.isascii() or not api_key.isprintable() or " " in api_key:
+    if (
+        not isinstance(api_key, str)
+        or not api_key
+        or not api_key.isascii()
+        or not api_key.isprintable()
+        or " " in api_key
+    ):
         raise SettingsError("api_key", "...", source, "expected printable ASCII without spaces")
 
 
 def _check_dir(directory: object, source: str) -> Path:
     if not isinstance(directory, str | os.PathLike):
         raise SettingsError("dir", directory, source, "expected a path")
-    root = Path(directory).expanduser().absolute()
     try:
+        root = Path(directory).expanduser().absolute()
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryFile(dir=root):
             pass
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise SettingsError("dir", str(directory), source, f"cannot be written: {error}") from error
     return root
 
 
 def _seconds(setting: str, value: object) -> float:
-    valid = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
-    if not valid:
-        raise SettingsError(setting, value, "argument", "expected seconds, 0 or more")
-    return float(value)  # type: ignore[arg-type]  # `valid` has checked it
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= LONGEST:
+        raise SettingsError(setting, value, "argument", f"expected seconds, 0 to {LONGEST}")
+    return float(value)
 
 
 def _whole(setting: str, value: object, source: str) -> int | None:
     if value is None:
         return None
-    if isinstance(value, str) and value.isascii() and value.isdigit():
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise SettingsError(setting, value, source, "expected a whole number, 0 or more")
@@ -323,12 +350,15 @@ def _json_safe(config: object) -> dict[str, Any]:
 def _plain(value: object, depth: int) -> Any:  # noqa: ANN401  # JSON
     if isinstance(value, bool) or value is None:
         return value
-    if isinstance(value, int):
-        return int(value) if -(2**63) <= value < 2**63 else str(value)
+    if isinstance(value, int) and -(2**63) <= value < 2**63:
+        return int(value)
     if isinstance(value, float):
         return encode_scalar(float(value))
     if isinstance(value, Mapping) and depth < CONFIG_DEPTH:
         return {plain_text(str(key), 200): _plain(item, depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple) and depth < CONFIG_DEPTH:
         return [_plain(item, depth + 1) for item in value]
-    return plain_text(str(value), 4000)
+    try:
+        return plain_text(str(value), 4000)
+    except Exception:  # noqa: BLE001  # the user's __str__; an int of more digits than Python prints
+        return f"<{type(value).__name__}>"

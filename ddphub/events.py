@@ -80,6 +80,6 @@ def expand(batch: dict[str, Any]) -> list[Event]:
     """A batch's events with their keys, as hubs take them."""
     first = batch["first"]
     return [
-        {"attempt_id": batch["attempt_id"], "rank": batch["rank"], "seq": first + index, **event}
+        {**event, "attempt_id": batch["attempt_id"], "rank": batch["rank"], "seq": first + index}
         for index, event in enumerate(batch["events"])
     ]

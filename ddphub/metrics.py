@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Final
 
-from ddphub.distributed.scalars import UnreadableError, read_scalar
+from ddphub.distributed.scalars import PendingScalar, UnreadableError, read_scalar
 from ddphub.events import Scalar, encode_scalar
 from ddphub.hubs.wire import MAX_METRIC_NAME
 
@@ -14,6 +14,8 @@ INT_LIMIT: Final = 2**63
 """Ints beyond it travel as floats: databases hold 64 bits."""
 
 _MOST_WARNINGS: Final = 1000
+_MOST_NAMES: Final = 100_000
+"""Names remembered; a loop that makes up a name a step must not grow without bound."""
 
 
 class MetricReader:
@@ -43,22 +45,33 @@ class MetricReader:
                 self._read_slowly(name, value, kept)
         return kept
 
-    def read_for_wire(self, values: Mapping[str, Any] | None) -> dict[str, Scalar]:
+    def read_for_wire(self, values: object) -> dict[str, Scalar]:
         """The same for a checkpoint's metrics: a CUDA value is waited for, non-finite ones become their names."""
+        if values is None:
+            return {}
+        if not isinstance(values, Mapping):
+            self.drop("metrics", f"expected a dict, got {type(values).__name__}")
+            return {}
         kept: dict[str, Any] = {}
-        for name, value in (values or {}).items():
-            self._read_slowly(name, value.item() if getattr(value, "shape", None) == () else value, kept)
-        return {name: encode_scalar(value) for name, value in kept.items()}
+        for name, value in values.items():
+            self._read_slowly(name, value, kept)
+        return {
+            name: encode_scalar(value.wait() if isinstance(value, PendingScalar) else value)
+            for name, value in kept.items()
+        }
 
     def whole(self, field: str, value: object) -> int | None:
         """A step or an epoch; None for what is no whole number, with one warning."""
         if value is None:
             return None
         try:
-            return int(value)  # type: ignore[call-overload,no-any-return]  # whatever it is, int() says
-        except (TypeError, ValueError, OverflowError):
-            self.drop(field, f"expected a whole number, got {type(value).__name__}")
+            number = int(value)  # type: ignore[call-overload]  # whatever it is, int() says
+        except Exception:  # noqa: BLE001  # the user's object; a meta tensor
+            number = INT_LIMIT
+        if not -INT_LIMIT < number < INT_LIMIT:
+            self.drop(field, f"expected a whole number of 64 bits, got {type(value).__name__}")
             return None
+        return int(number)
 
     def drop(self, name: str, reason: str) -> None:
         """Counts a value that is not recorded; warns once a name."""
@@ -76,4 +89,5 @@ class MetricReader:
         except UnreadableError as error:
             self.drop(name, f"expected a number or a 0-d tensor, got {error}")
             return
-        self.good_names.add(name)
+        if len(self.good_names) < _MOST_NAMES:
+            self.good_names.add(name)

@@ -16,6 +16,12 @@ _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _HEX_ID = re.compile(r"[0-9a-f]{32}")
 
 
+def _ends_a_line(character: str) -> bool:
+    """Control characters, lone surrogates and the like (category C), line and paragraph separators (Zl, Zp)."""
+    category = unicodedata.category(character)
+    return category[0] == "C" or category in {"Zl", "Zp"}
+
+
 def wrong_name(value: object) -> str | None:
     """Why `value` cannot name a project or a model; None when it can."""
     if not isinstance(value, str):
@@ -28,7 +34,7 @@ def wrong_name(value: object) -> str | None:
         return f"must have at most {MAX_NAME} characters"
     if "/" in value or "\\" in value or ".." in value:
         return "must not contain '/', '\\' or '..'"
-    if any(unicodedata.category(character)[0] == "C" for character in value):
+    if any(map(_ends_a_line, value)):
         return "must not contain control characters"
     return None
 
@@ -47,7 +53,7 @@ def wrong_file_name(value: object) -> str | None:
             return "must be a relative path without empty, '.' or '..' components"
         if len(component.encode("utf-8", "surrogatepass")) > 255:
             return "each component must have at most 255 bytes"
-        if "\\" in component or any(unicodedata.category(character)[0] == "C" for character in component):
+        if "\\" in component or any(map(_ends_a_line, component)):
             return "must not contain '\\' or control characters"
     return None
 

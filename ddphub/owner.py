@@ -101,6 +101,10 @@ class Owner:
         where = url or (f"on disk until the hub answers ({error})" if error else f"on disk in {self.folder.path}")
         tell([f"run {self.info.run_id}: {where}"])
 
+    def hurry(self, deadline: float) -> None:
+        """Ends a `finish` that is under way at `deadline` (time.monotonic), if that is earlier."""
+        self.session.hurry(deadline)
+
     def put(self, event: Event) -> None:
         """An event of rank 0's own."""
         self.outbox.put({"time": time.time(), **event})

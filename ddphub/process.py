@@ -19,8 +19,8 @@ OWNER_VARIABLE: Final = "_DDPHUB_OWNER"
 class LiveRun(Protocol):
     """What a process tells its runs."""
 
-    def on_signal(self, number: int) -> None:
-        """The process was told to leave; in the signal thread."""
+    def on_signal(self, number: int, *, ends: bool) -> None:
+        """The process was told to leave, and ends when this returns if `ends`; in the signal thread."""
 
     def on_failure(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         """An exception ends the process; `on_exit` follows."""
@@ -71,9 +71,9 @@ def leave(run: LiveRun) -> None:
     atexit.unregister(_on_exit)
 
 
-def _on_signal(number: int) -> None:
+def _on_signal(number: int, ends: bool) -> None:
     for run in list(_live):
-        run.on_signal(number)
+        run.on_signal(number, ends=ends)
 
 
 def _on_failure(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

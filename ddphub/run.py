@@ -35,7 +35,7 @@ from ddphub.distributed.topology import Topology
 from ddphub.errors import StagingError
 from ddphub.events import plain_text
 from ddphub.hubs import wire
-from ddphub.metrics import MetricReader
+from ddphub.metrics import INT_LIMIT, MetricReader
 from ddphub.owner import Owner, about
 from ddphub.session.folder import RunInfo
 from ddphub.session.spool import StraySpool
@@ -141,7 +141,7 @@ class Run:
         self._failure: str | None = None
         self._finishing = threading.Lock()
         self._finished = False
-        self._told_to_leave = False
+        self._signal: int | None = None
         self._owner: Owner | None = None
         self._courier: Courier | None = None
         self._staging: StagingArea | None = None
@@ -200,7 +200,7 @@ class Run:
             return
         try:
             kept = self._reader.read(values)
-            if (step is not None and type(step) is not int) or (epoch is not None and type(epoch) is not int):
+            if not (_is_plain(step) and _is_plain(epoch)):
                 step, epoch = self._reader.whole("step", step), self._reader.whole("epoch", epoch)
             if step is None:
                 step = self._calls
@@ -297,7 +297,7 @@ class Run:
         """
         if not self._enabled:
             return False
-        flag = self._told_to_leave or (self._owner is not None and self._owner.session.stop_requested)
+        flag = self._signal is not None or (self._owner is not None and self._owner.session.stop_requested)
         try:
             return agree(flag, self.topology.world_size)
         except Exception as error:  # noqa: BLE001  # a peer died: the loop's next collective says so better
@@ -311,7 +311,7 @@ class Run:
         at most 5 s. What is left stays on disk, and the report names the command that delivers it.
         """
         budget = self._settings.finish_timeout if self._owner is not None else OTHER_RANK_BUDGET
-        self._end("failed" if self._failure else "finished", self._failure, budget=budget)
+        self._end(budget=budget)
 
     def __enter__(self) -> Self:
         return self
@@ -326,12 +326,17 @@ class Run:
 
     # Endings.
 
-    def _end(self, state: str, reason: str | None, *, budget: float, goodbye_wait: float = GOODBYE_WAIT) -> None:
+    def _end(self, *, budget: float, goodbye_wait: float = GOODBYE_WAIT) -> None:
         with self._finishing:
             if not self._enabled or self._finished:
                 return
             self._finished = True
             deadline = time.monotonic() + budget
+            state, reason = "finished", self._failure
+            if self._failure:
+                state = "failed"
+            elif self._signal is not None:
+                state, reason = "preempted", f"signal {self._signal}"
             try:
                 if self._owner is not None:
                     self._owner.finish(state, reason, deadline, goodbye_wait, self._reader.dropped)
@@ -364,17 +369,20 @@ class Run:
     def on_exit(self) -> None:
         """See `process`: as `finish`, with a shorter budget."""
         budget = EXIT_BUDGET if self._owner is not None else OTHER_RANK_EXIT_BUDGET
-        self._end("failed" if self._failure else "finished", self._failure, budget=budget)
+        self._end(budget=budget)
 
-    def on_signal(self, number: int) -> None:
+    def on_signal(self, number: int, *, ends: bool) -> None:
         """See `process`: what is complete gets to safety before the process ends."""
-        self._told_to_leave = True
-        logger.warning("rank %d got signal %d: flushing, at most %g s", self.topology.rank, number, SIGNAL_BUDGET)
+        self._signal = number
         budget = SIGNAL_BUDGET if self._owner is not None else OTHER_RANK_BUDGET
-        if self._failure:
-            self._end("failed", self._failure, budget=budget, goodbye_wait=SIGNAL_GOODBYE_WAIT)
+        logger.warning("ddphub: rank %d got signal %d: flushing, %g s at most", self.topology.rank, number, budget)
+        if ends or self._finishing.locked():
+            if self._owner is not None:
+                self._owner.hurry(time.monotonic() + budget)  # a finish that may be under way, too
+            self._end(budget=budget, goodbye_wait=SIGNAL_GOODBYE_WAIT)
         else:
-            self._end("preempted", f"signal {number}", budget=budget, goodbye_wait=SIGNAL_GOODBYE_WAIT)
+            # The script's own handler decides what is next: it may go on for long, or end any moment.
+            self._outbox.flush(budget)
 
     def on_failure(self, kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
         """See `process`: the run is a failed one, and says why."""
@@ -446,6 +454,10 @@ class Run:
             hub=settings.hub,
             world_size=self.topology.world_size,
         )
+
+
+def _is_plain(number: object) -> bool:
+    return number is None or (type(number) is int and -INT_LIMIT < number < INT_LIMIT)
 
 
 class _Caught(contextlib.AbstractContextManager[Path | None]):

@@ -12,7 +12,7 @@ class SeqSet:
 
     def add(self, first: int, last: int) -> int:
         """Adds first..last (both included) and returns how many of them are new."""
-        before = len(self)
+        before = self.count()
         start = bisect_left(self._lasts, first - 1)
         end = start
         while end < len(self._firsts) and self._firsts[end] <= last + 1:
@@ -21,7 +21,7 @@ class SeqSet:
             end += 1
         self._firsts[start:end] = [first]
         self._lasts[start:end] = [last]
-        return len(self) - before
+        return self.count() - before
 
     def contiguous(self) -> int:
         """The highest number up to which every number from 0 is here; -1 when 0 is missing."""
@@ -36,5 +36,9 @@ class SeqSet:
         """The ranges as (first, last), sorted."""
         return list(zip(self._firsts, self._lasts, strict=True))
 
-    def __len__(self) -> int:
+    def count(self) -> int:
+        """How many numbers are here; `len` would fail beyond 63 bits."""
         return sum(self._lasts) - sum(self._firsts) + len(self._firsts)
+
+    def __len__(self) -> int:
+        return self.count()

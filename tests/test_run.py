@@ -256,10 +256,11 @@ def test_a_hub_that_fails_for_a_while_gets_everything_once(start, view, tmp_path
 
 
 def test_an_event_that_the_hub_refuses_is_set_aside_alone(start, view, tmp_path, own_hub):
-    """A step beyond 64 bits: the events around it are delivered, it stays on disk and is named."""
+    """The events around it are delivered, it stays on disk and is named."""
     run = start()
-    for step in (1, 2**65, 3):
-        run.log({"loss": 0.5}, step=step)
+    run.log({"loss": 0.5}, step=1)
+    run._outbox.put({"time": time.time(), "kind": "metrics", "step": "two", "epoch": None, "values": {"loss": 0.5}})
+    run.log({"loss": 0.5}, step=3)
     run.finish()
     assert sorted(one["step"] for one in view.metrics()) == [1, 3]
     told = report_of(run, tmp_path)

@@ -4,6 +4,7 @@
 JSON of what has gathered and hands it to the carrier: on rank 0 the spool, on other ranks the courier.
 """
 
+import contextlib
 import json
 import logging
 import threading
@@ -100,7 +101,13 @@ class Outbox:
         for _ in range(len(gathered)):
             if not final and not self._gpu_is_done(gathered[0]):
                 break  # those behind it wait too: order is kept
-            text = _to_text(gathered.popleft())
+            try:
+                text = _to_text(gathered.popleft())
+            except Exception:
+                # The user's value, or a GPU that has failed: it must not take the events around it along.
+                self.dropped += 1
+                logger.warning("an event was dropped: it cannot be packed", exc_info=True)
+                continue
             if len(text) > MAX_EVENT_BYTES:
                 self.dropped += 1
                 logger.warning("an event of %d bytes was dropped: the limit is %d", len(text), MAX_EVENT_BYTES)
@@ -112,8 +119,8 @@ class Outbox:
 
     @staticmethod
     def _gpu_is_done(event: Event) -> bool:
-        pending = [value for value in event.get("values", {}).values() if isinstance(value, PendingScalar)]
-        return all(scalar.ready() for scalar in pending) or time.time() - event["time"] > GPU_PATIENCE
+        pending = [value for value in (event.get("values") or {}).values() if isinstance(value, PendingScalar)]
+        return all(map(_is_over, pending)) or time.time() - event["time"] > GPU_PATIENCE
 
 
 def _to_text(event: Event) -> str:
@@ -124,12 +131,21 @@ def _to_text(event: Event) -> str:
         return _encode({**event, "values": _plain(event.get("values", {}))})
 
 
+def _is_over(scalar: PendingScalar) -> bool:
+    """Whether the copy has arrived, or never will: after a device-side error every question raises."""
+    try:
+        return scalar.ready()
+    except RuntimeError:
+        return True
+
+
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
     plain: dict[str, Any] = {}
     for name, value in values.items():
         if not isinstance(value, PendingScalar):
             plain[name] = encode_scalar(value)
-        elif value.ready():
-            plain[name] = encode_scalar(value.take())
-        # else the GPU hangs: better the event without this value than no event
+        elif _is_over(value):
+            with contextlib.suppress(RuntimeError):  # the GPU has failed: better the event without this value
+                plain[name] = encode_scalar(value.take())
+        # else the GPU hangs: likewise
     return plain

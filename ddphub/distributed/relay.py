@@ -147,5 +147,5 @@ def is_batch(message: dict[str, Any]) -> bool:
 
 
 def is_count(*values: object) -> bool:
-    """Whether every value is a whole number from 0 up."""
-    return all(isinstance(value, int) and not isinstance(value, bool) and value >= 0 for value in values)
+    """Whether every value is a whole number from 0 up, of 64 bits."""
+    return all(isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63 for value in values)

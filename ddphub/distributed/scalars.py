@@ -34,6 +34,11 @@ class PendingScalar:
         """Whether the copy has arrived; asks the GPU without waiting."""
         return bool(self.done.query())
 
+    def wait(self) -> float | int | bool:
+        """The value, after waiting for the GPU; for a save, which takes its time anyway."""
+        self.done.synchronize()
+        return self.take()
+
     def take(self) -> float | int | bool:
         """The value, once `ready`; frees the slot."""
         return self.to(self.slots.release(self.index))
@@ -55,6 +60,8 @@ class CudaSlots:
             UnreadableError: during graph capture, or when every slot is taken.
         """
         torch = sys.modules["torch"]
+        if tensor.dtype.is_complex:
+            raise UnreadableError(f"a tensor of {tensor.dtype}")
         if torch.cuda.is_current_stream_capturing():
             raise UnreadableError("a CUDA tensor during graph capture")
         try:

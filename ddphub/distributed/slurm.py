@@ -43,7 +43,7 @@ class SlurmJob:
         restarts = found.pop("restart_count", "0")
         return cls(
             **{"step": "batch", **found},
-            restart_count=int(restarts) if restarts.isdigit() else 0,
+            restart_count=int(restarts) if restarts.isascii() and restarts.isdigit() else 0,
         )
 
     def run_id(self, project: str, name: str, ordinal: int) -> str:

@@ -91,7 +91,7 @@ class Topology:
             return cls(*_checked("rank", rank, "world_size", world_size, "argument"), source="arguments")
         group = _process_group()
         launcher = next((known for known in LAUNCHERS if environ.get(known.marker)), None)
-        if launcher is None and not group and environ.get("WORLD_SIZE", "1") != "1":
+        if launcher is None and not group and (environ.get("WORLD_SIZE") or "1") != "1":
             raise SettingsError(
                 "RANK",
                 None,

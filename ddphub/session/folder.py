@@ -148,7 +148,7 @@ class RunInfo:
                 file.flush()
                 os.fsync(file.fileno())
                 Path(file.name).replace(path)
-            except OSError:
+            except BaseException:
                 Path(file.name).unlink(missing_ok=True)
                 raise
 
@@ -159,6 +159,6 @@ def _wrong(field_name: str, reason: str | None) -> str | None:
 
 def _wrong_type(content: dict[str, Any], field_name: str, expected: Any) -> str | None:  # noqa: ANN401  # a type or union
     value = content.get(field_name)
-    if not isinstance(value, expected) or isinstance(value, bool):
+    if field_name not in content or not isinstance(value, expected) or isinstance(value, bool):
         return f"{field_name}: expected {expected}, got {str(value)[:60]!r}"
     return None

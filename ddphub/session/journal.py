@@ -83,7 +83,7 @@ def read_journal(path: Path) -> Delivered:
     for line in read_lines(path):
         try:
             delivered.apply(line.record or {})
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             delivered.damaged += 1
     if delivered.damaged:
         logger.warning("%s: %d damaged lines skipped", path, delivered.damaged)

@@ -82,7 +82,6 @@ class LineWriter:
         self.path = path
         self._lock = threading.Lock()
         self._descriptor: int | None = None
-        self._size = 0
         self._unsynced = False
 
     def append(self, texts: Iterable[str]) -> None:
@@ -102,15 +101,20 @@ class LineWriter:
                     raise
 
     def _append_line(self, descriptor: int, line: bytes) -> None:
+        # Asked anew: where locks do not exclude, another process may have appended to a journal meanwhile.
+        size = os.fstat(descriptor).st_size
         written = 0
         try:
             while written < len(line):
                 written += os.write(descriptor, line[written:])
         except OSError:
             # Take back what a full disk accepted of this line; never a whole line, which a reader may have seen.
-            os.ftruncate(descriptor, self._size)
+            try:
+                os.ftruncate(descriptor, size)
+            except OSError:
+                os.close(descriptor)
+                self._descriptor = None  # opening it again finds the partial line
             raise
-        self._size += written
         self._unsynced = True
 
     def sync(self) -> None:
@@ -136,10 +140,9 @@ class LineWriter:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             try:
-                self._size = os.fstat(descriptor).st_size
-                if self._size and os.pread(descriptor, 1, self._size - 1) != b"\n":
+                size = os.fstat(descriptor).st_size
+                if size and os.pread(descriptor, 1, size - 1) != b"\n":
                     os.write(descriptor, b"\n")
-                    self._size += 1
             except OSError:
                 os.close(descriptor)
                 raise

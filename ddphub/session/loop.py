@@ -60,12 +60,20 @@ class Loop:
         step: does what there is to do; gets whether the loop is finishing; returns whether nothing is left.
             It may raise any HubError, OSError or JournalError.
         pace: seconds between two steps that succeeded, asked each time.
+        reached: whether the hub has ever answered, if others know; this loop's own successes count in any case.
     """
 
-    def __init__(self, name: str, step: Callable[[bool], bool], pace: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        name: str,
+        step: Callable[[bool], bool],
+        pace: Callable[[], float],
+        reached: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._name = name
         self._step = step
         self._pace = pace
+        self._reached = reached
         self._wake = threading.Event()
         self._finishing = False
         self._aborted = False
@@ -87,8 +95,13 @@ class Loop:
 
     def finish(self, deadline: float) -> None:
         """Asks the loop to end when nothing is left, at `deadline` (time.monotonic) at the latest; does not wait."""
-        self._deadline = deadline
+        self._deadline = min(self._deadline, deadline)
         self._finishing = True
+        self._wake.set()
+
+    def hurry(self, deadline: float) -> None:
+        """Ends a loop that is finishing at `deadline` (time.monotonic), if that is earlier."""
+        self._deadline = min(self._deadline, deadline)
         self._wake.set()
 
     def abort(self) -> None:
@@ -109,16 +122,18 @@ class Loop:
                 was_finishing = True
                 self._backoff.reset()  # failures so far say little about a last effort
             pause = self._try_once(finishing)
-            if pause is None or time.monotonic() >= self._deadline:
+            if pause is None or (self._finishing and time.monotonic() >= self._deadline):
                 return
             # A loop told to finish tries once more at once, whatever it was waiting for.
-            self._wake.wait(min(pause, max(0.0, self._deadline - time.monotonic())))
+            left = max(0.0, self._deadline - time.monotonic()) if self._finishing else pause
+            self._wake.wait(min(pause, left))
             self._wake.clear()
 
     def _try_once(self, finishing: bool) -> float | None:
         """One step; the seconds to wait, or None when the loop is over."""
         try:
             nothing_left = self._step(finishing)
+            pause = FINISHING_PACE if finishing else min(self._pace(), threading.TIMEOUT_MAX)
         except HubUnavailable as error:
             self._fail(error, logging.INFO)
             pause = self._backoff.next(error.retry_after)
@@ -135,10 +150,8 @@ class Loop:
             self.succeeded = True
             self.last_error = self._warned = None
             self._backoff.reset()
-            if finishing:
-                return None if nothing_left else FINISHING_PACE
-            return self._pace()
-        tries = FINAL_TRIES if self.succeeded else FINAL_TRIES_NEVER_REACHED
+            return None if finishing and nothing_left else pause
+        tries = FINAL_TRIES if self.succeeded or self._reached() else FINAL_TRIES_NEVER_REACHED
         return None if finishing and self._backoff.failures >= tries else pause
 
     def _fail(self, error: Exception, level: int) -> None:

@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 
 SIGNALS: Final = (signal.SIGTERM,)
 
+_FROM_HANDLER: Final = 0x80
+"""Marks a byte that our handler sent; signal numbers are smaller."""
+
 _Handler = Callable[[int, FrameType | None], Any] | int | None
 
 
@@ -27,65 +30,75 @@ class SignalWatch:
     """Watches SIGTERM for one process. `install` in the main thread; the callbacks run in the watch's thread.
 
     Args:
-        leave: called once with the signal's number; returns when everything is safe or its budget is spent.
+        leave: called once with the signal's number and whether the process ends then; returns when everything is
+            safe or its budget is spent. A process whose own handler takes the signal decides for itself.
     """
 
-    def __init__(self, leave: Callable[[int], None]) -> None:
+    def __init__(self, leave: Callable[[int, bool], None]) -> None:
         self._leave = leave
         self._previous: dict[int, _Handler] = {}
         self._previous_fd = -1
         self._left = False
         self._pid = os.getpid()
-        self._reader, self._writer = socket.socketpair()
-        self._writer.setblocking(False)  # signal.set_wakeup_fd demands it
+        self._writer: socket.socket | None = None
 
     def install(self) -> bool:
         """Takes the signals; False (and nothing done) outside the main thread."""
         if threading.current_thread() is not threading.main_thread():
             logger.info("not in the main thread: SIGTERM is not watched, so a preempted run is marked by `ddphub sync`")
             return False
+        reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)  # signal.set_wakeup_fd demands it
         self._previous_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         for number in SIGNALS:
-            self._previous[number] = signal.getsignal(number)
-            signal.signal(number, self._handle)
-        threading.Thread(target=self._main, name="ddphub-signals", daemon=True).start()
+            previous = signal.getsignal(number)
+            if previous != signal.SIG_IGN:  # who ignores a signal is not to be told to leave by it
+                self._previous[number] = previous
+                signal.signal(number, self._handle)
+        threading.Thread(target=self._main, args=(reader,), name="ddphub-signals", daemon=True).start()
         return True
 
     def remove(self) -> None:
         """Gives the signals back, where nobody has taken them since. Main thread only; elsewhere nothing happens."""
-        if threading.current_thread() is not threading.main_thread():
+        if self._writer is None or threading.current_thread() is not threading.main_thread():
             return
         for number, previous in self._previous.items():
             if signal.getsignal(number) == self._handle:
                 signal.signal(number, previous if previous is not None else signal.SIG_DFL)
-        current = signal.set_wakeup_fd(-1)
-        signal.set_wakeup_fd(self._previous_fd if current == self._writer.fileno() else current)
+        with contextlib.suppress(OSError, ValueError):  # the earlier descriptor may be closed by now
+            current = signal.set_wakeup_fd(-1)
+            signal.set_wakeup_fd(self._previous_fd if current == self._writer.fileno() else current)
         self._previous.clear()
         self._writer.close()  # ends the thread
+        self._writer = None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         """In the main thread, whenever it next runs Python: the thread may be long at work by then."""
-        with contextlib.suppress(OSError):
-            self._writer.send(bytes([number]))  # in case someone else has taken the wakeup fd
+        if self._writer is not None:
+            with contextlib.suppress(OSError):
+                # In case someone else has taken the wakeup fd; marked, because that one is not to hear it twice.
+                self._writer.send(bytes([number | _FROM_HANDLER]))
         previous = self._previous.get(number)
         if callable(previous):
             previous(number, frame)
 
-    def _main(self) -> None:
-        while received := self._reader.recv(64):
-            if self._previous_fd >= 0:
+    def _main(self, reader: socket.socket) -> None:
+        while received := reader.recv(64):
+            forwarded = bytes(byte for byte in received if not byte & _FROM_HANDLER)
+            if self._previous_fd >= 0 and forwarded:
                 with contextlib.suppress(OSError):  # its owner is gone or does not read: not ours to mend
-                    os.write(self._previous_fd, received)
-            number = next((number for number in received if number in self._previous), None)
+                    os.write(self._previous_fd, forwarded)
+            numbers = (byte & ~_FROM_HANDLER for byte in received)
+            number = next((number for number in numbers if number in self._previous), None)
             if number is not None and not self._left and os.getpid() == self._pid:
                 self._left = True
                 self._go(number)
-        self._reader.close()
+        reader.close()
 
     def _go(self, number: int) -> None:
         previous = self._previous.get(number)
         try:
-            self._leave(number)
+            self._leave(number, previous == signal.SIG_DFL)
         except Exception:  # the process must end all the same
             logger.exception("leaving on signal %d failed", number)
         if previous == signal.SIG_DFL:

@@ -100,8 +100,8 @@ def report(folder: RunFolder) -> Report:
                     event.get("kind") == "checkpoint" and event.get("state") == "refused" for event in batch["events"]
                 )
     aside = {key[1:] for key in delivered.aside_events}
-    total = sum(map(len, reported.values()))
-    sent = sum(map(len, done.values())) - len(aside)
+    total = sum(seqs.count() for seqs in reported.values())
+    sent = sum(seqs.count() for seqs in done.values()) - len(aside)
 
     staging = StagingArea(folder.staging)
     waiting = [entry.entry_id for entry in staging.entries() if not delivered.is_done(entry.entry_id)]

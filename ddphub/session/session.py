@@ -27,6 +27,10 @@ LOCK_PACE: Final = 2.0
 """Seconds between two looks at whether another deliverer has let session.lock go."""
 
 
+JOIN_GRACE: Final = 0.5
+"""Seconds past the deadline in which a loop may notice it; a request under way is not waited for."""
+
+
 class Session:
     """Owns the hub session of one attempt. Rank 0 only.
 
@@ -56,6 +60,7 @@ class Session:
         self._rate_limits = rate_limits
         self._loops: list[Loop] = []
         self._ready = False
+        self._deadline = float("inf")
         self._opening = threading.Lock()  # around the first request: two loops must not register twice
         self._delivery = Delivery(
             folder=folder, info=info, staging=staging, client=client, ckpt_interval=rate_limits.ckpt
@@ -65,8 +70,10 @@ class Session:
             # An offline session never keeps the lock; only a save that finds no room takes it, for a moment.
             self._loops.append(Loop("ddphub-digest", self._seal, lambda: 1.0))
             return
-        self._loops.append(Loop("ddphub-events", self._send_events, lambda: self._pace(rate_limits.metrics)))
-        self._loops.append(Loop("ddphub-checkpoints", self._send_checkpoints, lambda: self._pace(1.0)))
+        self._loops.append(
+            Loop("ddphub-events", self._send_events, lambda: self._pace(rate_limits.metrics), self._is_ready)
+        )
+        self._loops.append(Loop("ddphub-checkpoints", self._send_checkpoints, lambda: self._pace(1.0), self._is_ready))
         self._heartbeat = Loop("ddphub-heartbeat", self._beat, self._heartbeat_pace)
 
     def start(self) -> None:
@@ -111,6 +118,12 @@ class Session:
         except (OSError, StagingError, HubUnavailable) as error:
             logger.warning("no room could be made for %s: %s", slot.name, error)
 
+    def hurry(self, deadline: float) -> None:
+        """Ends a `finish` that is under way, or comes, at `deadline` (time.monotonic) at the latest."""
+        self._deadline = min(self._deadline, deadline)
+        for loop in self._loops:
+            loop.hurry(deadline)
+
     def wake(self) -> None:
         """A checkpoint has been staged."""
         self._loops[-1].wake()  # the loop of checkpoints, or of digests when offline
@@ -119,7 +132,10 @@ class Session:
         """Delivers what is left, until `deadline` (time.monotonic) at most; then lets session.lock go."""
         for loop in self._loops:
             loop.finish(deadline)
-        ended = [loop.join(deadline - time.monotonic() + 0.5) for loop in self._loops]
+        while time.monotonic() < min(deadline, self._deadline) + JOIN_GRACE:
+            if all(loop.join(0.1) for loop in self._loops):
+                break
+        ended = [loop.join(0.0) for loop in self._loops]
         if self._client is None or self._heartbeat is None:
             return
         self._heartbeat.abort()
@@ -129,6 +145,9 @@ class Session:
             # Otherwise a request is still under way in a daemon thread: the lock goes with the process.
             self._delivery.release()
             self._client.close()
+
+    def _is_ready(self) -> bool:
+        return self._ready
 
     def _pace(self, seconds: float) -> float:
         return max(SHORTEST_PACE, seconds) if self._ready else LOCK_PACE

@@ -56,11 +56,11 @@ def test_plain_environment_variables_serve(job, view, free_port, group):
 
 
 def test_a_hub_that_stops_in_the_middle_changes_nothing(job, view, own_hub):
-    """What the hub misses waits on disk and is delivered when it is back."""
-    running = job(ranks=3, steps=1000, pause=0.004)
+    """The hub is gone for 20 s: what it misses waits on disk and is delivered when it is back."""
+    running = job(ranks=3, steps=1000, pause=0.025)
     wait_until(lambda: view.models() and view.checkpoints(), what="the first checkpoint")
     own_hub.stop()
-    time.sleep(3)
+    time.sleep(20)
     assert running.process.poll() is None
     own_hub.start()
     running.succeed()

@@ -207,8 +207,8 @@ def test_put_after_close_is_harmless(outbox, carrier):
 @pytest.mark.parametrize("flush", [True, False], ids=["flush", "thread"])
 @pytest.mark.parametrize(
     "bad",
-    [{"step": 10**5000}, {"step": object()}, {"values": {"x": object()}}, {"values": None}, {"values": {(1, 2): 1}}],
-    ids=["endless int", "object", "object value", "no values", "key"],
+    [{"step": 10**5000}, {"step": object()}, {"values": {"x": object()}}, {"values": {(1, 2): 1}}],
+    ids=["endless int", "object", "object value", "key"],
 )
 def test_an_event_that_cannot_be_encoded_takes_no_other_with_it(outbox, carrier, bad, flush):
     """It is dropped and counted; those before it and behind it arrive."""

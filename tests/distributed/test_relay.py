@@ -96,3 +96,16 @@ def test_a_writer_other_than_rank_0_stages_where_rank_0_delivers(job, view):
     job("writer.py", ranks=2).succeed()
     (checkpoint,) = view.checkpoints()
     assert view.download(checkpoint) == b"written by rank 1"
+
+
+def test_a_script_with_a_handler_of_its_own_goes_on_after_sigterm(job, view):
+    """What it logs and saves afterwards is reported, and the attempt is marked preempted when it ends."""
+    running = job("handler.py", ranks=0)
+    pid = running.pid_of(0)
+    wait_until(lambda: saw(view, 0), what="the first events")
+    os.kill(pid, signal.SIGTERM)
+    running.succeed()
+    assert [key[2] for key in view.logged()] == list(range(10))
+    assert len(view.checkpoints()) == 1
+    (attempt,) = view.model()["attempts"]
+    assert (attempt["state"], attempt["reason"]) == ("preempted", "signal 15")

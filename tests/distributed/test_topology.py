@@ -96,7 +96,11 @@ def test_every_launcher_says_the_place(environ, place):
         pytest.param(TORCHRUN | {"GROUP_RANK": "-1"}, "GROUP_RANK", "-1", "whole number", id="node"),
         pytest.param(without(STEP, "SLURM_PROCID"), "SLURM_PROCID", None, "not set", id="step without rank"),
         pytest.param(
-            without(STEP, "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"), "SLURM_NTASKS", None, "not set", id="step without size"
+            without(STEP, "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"),
+            "SLURM_NTASKS",
+            None,
+            "not set",
+            id="step without size",
         ),
         pytest.param(STEP | {"SLURM_PROCID": "4"}, "SLURM_PROCID", 4, "SLURM_STEP_NUM_TASKS=4", id="beyond the step"),
     ],
