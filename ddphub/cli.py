@@ -174,14 +174,13 @@ def _hub_and_key(hub_of_run: str | None, override: str | None) -> tuple[str, str
     if hub is None:
         raise SettingsError("hub", None, "run.json", "the run names no hub: pass --hub or set DDPHUB_URL")
     hub = check_url(hub, "run.json")
-    if hub == override or configured in {None, hub}:
+    if hub in {override, configured} or (configured is None and hub == credentials.default_hub):
         key = os.environ.get("DDPHUB_API_KEY") or credentials.key_for(hub)
     else:
         key = credentials.key_for(hub)
         if key is None and os.environ.get("DDPHUB_API_KEY"):
-            raise SettingsError(
-                "hub", hub, "run.json", f"DDPHUB_API_KEY is for {configured}: pass --hub {hub} to use it there"
-            )
+            whose = f"DDPHUB_API_KEY is for {configured}" if configured else "DDPHUB_API_KEY names no hub"
+            raise SettingsError("hub", hub, "run.json", f"{whose}: pass --hub {hub} to use the key there")
     return hub, key
 
 

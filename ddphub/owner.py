@@ -123,6 +123,10 @@ class Owner:
         self.outbox.flush(max(1.0, deadline - time.monotonic()))
         self.session.finish(deadline)
         self._writer.close()
+        if time.monotonic() > deadline:
+            # Reading a long run's files may take seconds, which a process that is told to leave does not have.
+            tell([f"run {self.info.run_id}: out of time; ddphub status {self.folder.path}"])
+            return
         tell([*report(self.folder).lines(), *self._remarks(dropped_values)])
 
     def _remarks(self, dropped_values: int) -> list[str]:

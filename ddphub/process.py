@@ -6,14 +6,17 @@ forked child's copies of the runs are disabled.
 
 import atexit
 import os
+import socket
 import sys
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Protocol
 
 from ddphub.session.preemption import SignalWatch
 
 OWNER_VARIABLE: Final = "_DDPHUB_OWNER"
-"""`<pid>:<run id>` of the process that holds a run, for its children: they are never a second owner."""
+"""`<host>:<pid>:<start time>:<SLURM job>:<run id>` of the process that holds a run, for its children: they are never a
+second owner. It counts only while that process lives, here, in the same job: `sbatch` exports the environment too."""
 
 
 class LiveRun(Protocol):
@@ -35,6 +38,7 @@ class LiveRun(Protocol):
 _live: set[LiveRun] = set()  # strong: a script that keeps no reference to its run still has it finished at exit
 _watch: SignalWatch | None = None
 _previous_hook = sys.excepthook
+_hooked = False  # stays True while another hook wraps ours: hooking again would make a circle
 
 
 def is_owned_by_parent(explicit_run_id: str | None) -> bool:
@@ -42,24 +46,38 @@ def is_owned_by_parent(explicit_run_id: str | None) -> bool:
 
     A child with a run id of its own, other than its parent's, is a run of its own.
     """
-    pid, _, run_id = os.environ.get(OWNER_VARIABLE, "").partition(":")
-    return bool(pid) and pid != str(os.getpid()) and (not explicit_run_id or explicit_run_id == run_id)
+    owner, _, run_id = os.environ.get(OWNER_VARIABLE, "").rpartition(":")
+    pid = owner.split(":")[1] if owner.count(":") == 3 else ""
+    if not pid or pid == str(os.getpid()) or owner != _mark(pid):
+        return False
+    return not explicit_run_id or explicit_run_id == run_id
+
+
+def _mark(pid: str) -> str:
+    """A process of this machine and job, so that neither another one's nor a later one's pid is taken for it."""
+    try:
+        started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        started = ""
+    return ":".join((socket.gethostname(), pid, started, os.environ.get("SLURM_JOB_ID", "")))
 
 
 def enter(run: LiveRun, run_id: str | None) -> None:
     """A run begins in this process."""
-    global _watch, _previous_hook
-    os.environ[OWNER_VARIABLE] = f"{os.getpid()}:{run_id or ''}"
+    global _watch, _previous_hook, _hooked
+    os.environ[OWNER_VARIABLE] = f"{_mark(str(os.getpid()))}:{run_id or ''}"
     if not _live:
         _watch = SignalWatch(_on_signal)
         _watch.install()
-        _previous_hook, sys.excepthook = sys.excepthook, _on_failure
+        if not _hooked:
+            _previous_hook, sys.excepthook, _hooked = sys.excepthook, _on_failure, True
         atexit.register(_on_exit)
     _live.add(run)
 
 
 def leave(run: LiveRun) -> None:
     """A run has ended; after the last one the process is as it was."""
+    global _hooked
     _live.discard(run)
     if _live:
         return
@@ -67,7 +85,7 @@ def leave(run: LiveRun) -> None:
     if _watch is not None:
         _watch.remove()
     if sys.excepthook is _on_failure:
-        sys.excepthook = _previous_hook
+        sys.excepthook, _hooked = _previous_hook, False
     atexit.unregister(_on_exit)
 
 

@@ -142,6 +142,7 @@ class Run:
         self._finishing = threading.Lock()
         self._finished = False
         self._signal: int | None = None
+        self._has_waited = False
         self._owner: Owner | None = None
         self._courier: Courier | None = None
         self._staging: StagingArea | None = None
@@ -338,12 +339,19 @@ class Run:
             elif self._signal is not None:
                 state, reason = "preempted", f"signal {self._signal}"
             try:
+                self._outbox.flush(min(budget, OTHER_RANK_BUDGET))  # before anything waits for others
                 if self._owner is not None:
                     self._owner.finish(state, reason, deadline, goodbye_wait, self._reader.dropped)
                 else:
                     self._say_goodbye(budget)
             except Exception:
                 logger.exception("finishing went wrong; what is on disk is safe: ddphub status")
+            except BaseException:
+                # Ctrl-C while it waits: what this rank holds goes to disk before the process does.
+                self._outbox.flush(1.0)
+                if self._courier is not None:
+                    self._courier.finish(self._goodbye, 0.0)
+                raise
             self._outbox.close()
             process.leave(self)
 
@@ -409,11 +417,12 @@ class Run:
         if self._owner is not None:
             return self._owner.attempt_id
         courier = self._courier
-        until = time.monotonic() + ANSWER_WAIT
-        while courier is not None and time.monotonic() < until:
+        until = time.monotonic() + (0.0 if self._has_waited else ANSWER_WAIT)
+        self._has_waited = True
+        while courier is not None:
             if courier.answer is not None:
                 return courier.answer.attempt_id
-            if courier.gave_up:
+            if courier.gave_up or time.monotonic() >= until:
                 break
             time.sleep(0.05)
         raise StagingError("rank 0 has not told this rank which run it belongs to")

@@ -23,9 +23,11 @@ class SeqSet:
         self._lasts[start:end] = [last]
         return self.count() - before
 
-    def contiguous(self) -> int:
-        """The highest number up to which every number from 0 is here; -1 when 0 is missing."""
-        return self._lasts[0] if self._firsts and self._firsts[0] == 0 else -1
+    def contiguous(self, first: int = 0) -> int:
+        """The highest number up to which every number from `first` is here; first - 1 when `first` is missing."""
+        index = bisect_left(self._lasts, first)
+        is_here = index < len(self._firsts) and self._firsts[index] <= first
+        return self._lasts[index] if is_here else first - 1
 
     def covers(self, first: int, last: int) -> bool:
         """Whether all of first..last are here."""

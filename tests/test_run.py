@@ -8,9 +8,11 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from faulty_proxy import FaultyProxy, answer, cut, cut_after_the_hub
@@ -419,3 +421,111 @@ def test_the_key_is_nowhere_on_disk_and_the_modes_are_private(start, tmp_path, o
     assert own_hub.key not in caplog.text
     content = json.loads((tmp_path / "runs" / run.id / "run.json").read_text())
     assert content["hub"] == own_hub.url
+
+
+def test_a_hub_that_refuses_everything_for_a_while_sets_nothing_aside(start, view, tmp_path, proxy):
+    """A proxy that answers 400 to every batch is no reason to give up each event."""
+    proxy.fault = lambda handler: handler.path.endswith("/events") and answer(400, b"{}")(handler)
+    run = start(hub=proxy.url)
+    for step in range(100):
+        run.log({"loss": 0.5}, step=step)
+    wait_until(lambda: sum(path.endswith("/events") for _, path in proxy.seen) > 30, what="the halving")
+    proxy.fault = None
+    run.finish()
+    assert len(view.metrics()) == 100
+    assert report_of(run, tmp_path).events["set_aside"] == 0
+
+
+def test_an_answer_without_end_is_given_up(start, tmp_path, proxy):
+    """A body that does not end costs neither memory nor finish."""
+
+    def fault(handler):
+        handler.send_response(200)
+        handler.end_headers()
+        for _ in range(2000):
+            handler.wfile.write(b"x" * 65536)
+        return True
+
+    proxy.fault = fault
+    before = psutil.Process().memory_info().rss
+    run = start(hub=proxy.url, finish_timeout=8)
+    run.log({"loss": 0.5})
+    run.finish()
+    assert psutil.Process().memory_info().rss - before < 160 * 2**20
+    assert report_of(run, tmp_path).events["pending"] >= 1
+
+
+def test_a_clock_set_back_does_not_make_the_newest_best_an_old_one(start, view, tmp_path, monkeypatch):
+    """Entries are ordered as they were staged, whatever the clock says."""
+    run = start(rate_limits={"ckpt": 900})
+    path = tmp_path / "best.pt"
+    path.write_bytes(b"1")
+    run.save_checkpoint(path, epoch=1, kind="best")
+    wait_until(lambda: view.models() and view.checkpoints(), what="the first upload")
+    real = time.time
+    for epoch in (2, 3):
+        monkeypatch.setattr(time, "time", lambda epoch=epoch: real() - 30 * epoch)
+        path.write_bytes(b"%d" % epoch)
+        run.save_checkpoint(path, epoch=epoch, kind="best")
+    monkeypatch.undo()
+    run.finish()
+    assert [one["epoch"] for one in view.checkpoints()] == [1, 3]
+
+
+def test_the_lock_is_let_go_when_a_request_outlives_finish(start, tmp_path, proxy, own_hub, view):
+    """A process that lives on must not keep `ddphub sync` out for ever."""
+    release = threading.Event()
+    proxy.fault = lambda handler: handler.path.endswith("/events") and release.wait(60) and False
+    run = start(hub=proxy.url, finish_timeout=1)
+    run.log({"loss": 0.5})
+    wait_until(lambda: any(path.endswith("/events") for _, path in proxy.seen), what="the request")
+    run.finish()
+    assert command_line("sync", str(tmp_path / "runs"), "--hub", own_hub.url, hub=own_hub, check=False).returncode == 1
+    release.set()
+    wait_until(
+        lambda: (
+            command_line("sync", str(tmp_path / "runs"), "--hub", own_hub.url, hub=own_hub, check=False).returncode == 0
+        ),
+        what="the lock",
+    )
+    assert len(view.metrics()) == 1
+
+
+def test_a_process_that_outlives_its_parent_or_its_job_is_its_own_owner(start, tmp_path, monkeypatch):
+    """`sbatch` in a training script exports the mark: another job, or a dead owner, does not disable a run."""
+    start(mode="offline")
+    program = (
+        "import ddphub; run = ddphub.init(project='tests', name='next', mode='offline'); print(run.id is not None)"
+    )
+    environment = {**os.environ, "DDPHUB_DIR": str(tmp_path / "next")}
+    other_job = {**environment, "SLURM_JOB_ID": "77"}
+    host, pid, started, job, run_id = environment["_DDPHUB_OWNER"].split(":")
+    dead = {**environment, "_DDPHUB_OWNER": f"{host}:{pid}:{int(started) - 1}:{job}:{run_id}"}
+    said = [
+        subprocess.run([sys.executable, "-c", program], env=one, capture_output=True, text=True, check=True).stdout
+        for one in (environment, other_job, dead)
+    ]
+    assert said == ["False\n", "True\n", "True\n"]
+
+
+def test_hooks_around_ours_are_called_once(start):
+    """A library wraps the exception hook between two runs: no circle, and the hook is given back."""
+    before = sys.excepthook
+    called = []
+    try:
+        first = start(mode="offline")
+        ours = sys.excepthook
+
+        def wrapper(kind, error, trace):
+            called.append(error)
+            ours(kind, error, trace)
+
+        sys.excepthook = wrapper
+        first.finish()
+        second = start(mode="offline")
+        error = ValueError("told once")
+        sys.excepthook(ValueError, error, None)
+        assert called == [error]
+        second.finish()
+    finally:
+        sys.excepthook = before

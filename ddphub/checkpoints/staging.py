@@ -281,7 +281,7 @@ class StagingArea:
                 entry_id=entry_id,
                 slot=slot,
                 metrics=metrics,
-                created=time.time(),
+                created=self._now(),
                 files=tuple(files),
                 folder=self.folder / entry_id,
             )
@@ -311,6 +311,10 @@ class StagingArea:
         remove_tree(scratch)
         self._fit(slot, sum(file.size for file in files))
         return self._commit(entry_id, slot, metrics, files)
+
+    def _now(self) -> float:
+        """The time, later than that of every entry here: a clock set back must not make the newest an old one."""
+        return max([time.time(), *(entry.created + 1e-6 for entry in self._scan()[0])])
 
     def _committed(self, entry_id: str) -> Entry | None:
         try:

@@ -32,6 +32,10 @@ HELLO_GRACE: Final = 5.0
 """Seconds after the start in which `finish` still waits for ranks that have not said hello."""
 
 
+PROCESS_STRIDE: Final = 2**40
+"""Numbers that one process of a rank may use in an attempt."""
+
+
 class EventSpool(Protocol):
     """Rank 0's spool file."""
 
@@ -63,6 +67,8 @@ class Peer:
     dropped: int = 0
     failure: str | None = None
     left_in: str | None = None
+    first: int = 0
+    """The number of its first event: a process that takes a dead one's rank must not use its numbers again."""
     is_local: bool = False
     """Whether its pid means something here: the same host and the same PID namespace."""
 
@@ -98,7 +104,7 @@ class Collector:
         self._rendezvous = rendezvous
         self._keys = keys
         self._attempt_id = attempt_id
-        self._answer = to_json({"run_id": run_id, "attempt_id": attempt_id, "folder": str(folder)})
+        self._answer = {"run_id": run_id, "attempt_id": attempt_id, "folder": str(folder)}
         self._spool = spool
         self._report = report
         self._where = where
@@ -173,14 +179,13 @@ class Collector:
         self._dead_queues = [name for name in known if names.is_hex_id(name) and name != self._attempt_id]
 
     def _serve(self, store: Any) -> None:  # noqa: ANN401
-        for attempt_id in self._dead_queues:
-            self._drain(store, self._keys.queue(attempt_id))
-        self._flush_spool()
         queue = self._keys.queue(self._attempt_id)
         while True:
             over = self._is_over()
             self._greet(store)
             self._drain(store, queue)
+            for attempt_id in self._dead_queues:
+                self._drain(store, self._keys.queue(attempt_id))
             if self._flush_spool() or over:
                 self._acknowledge(store, closed=over)
             self._watch()
@@ -213,11 +218,13 @@ class Collector:
             about = {key: hello.get(key) for key in ("host", "pid", "local_rank", "node")}
             if known is None or known.nonce != nonce:
                 is_local = about["host"] == self._host and not _is_gone(about["pid"])
-                self.peers[rank] = Peer(rank, nonce, about, time.monotonic(), is_local=is_local)
+                first = known.first + PROCESS_STRIDE if known else 0
+                self.peers[rank] = Peer(rank, nonce, about, time.monotonic(), first=first, is_local=is_local)
                 self._say(self.peers[rank], "joined")
             # The acknowledgement's key first: the rank reads it without waiting once it has the answer.
             self._acknowledge_one(store, self.peers[rank], closed=False)
-            store.set(self._keys.answer(nonce), self._answer)
+            answer = to_json({**self._answer, "first": self.peers[rank].first})
+            store.set(self._keys.answer(nonce), answer)
 
     def _drain(self, store: Any, queue: str) -> None:  # noqa: ANN401
         until = time.monotonic() + DRAIN_SECONDS
@@ -231,7 +238,8 @@ class Collector:
 
     def _take(self, message: dict[str, Any], text: bytes) -> None:
         kind = message.get("type")
-        if kind in {"batch", "spilled"} and relay.is_batch(message):
+        is_ours = message.get("attempt_id") != self._attempt_id or message.get("rank", 0) in self.peers
+        if kind in {"batch", "spilled"} and relay.is_batch(message) and is_ours:
             stream = self._streams.setdefault((message["attempt_id"], message["rank"]), SeqSet())
             first = message["first"]
             last = message["last"] if kind == "spilled" else first + len(message["events"]) - 1
@@ -281,7 +289,7 @@ class Collector:
     def _acknowledge_one(self, store: Any, peer: Peer, *, closed: bool) -> None:  # noqa: ANN401
         model_id, url = self._where()
         stream = self._streams.get((self._attempt_id, peer.rank))
-        held = stream.contiguous() if stream else -1
+        held = stream.contiguous(peer.first) if stream else peer.first - 1
         ack = to_json({"held": held, "model_id": model_id, "url": url, "closed": closed})
         if self._acked.get(peer.nonce) != ack:
             store.set(self._keys.ack(peer.nonce), ack)

@@ -86,7 +86,7 @@ class _Held:
 
     @property
     def count(self) -> int:
-        return self.batch.last - self.batch.first + 1
+        return self.batch.count
 
 
 class Courier:
@@ -127,6 +127,8 @@ class Courier:
         self._stream_id = self.nonce
         self._next_seq = 0
         self._held: deque[_Held] = deque()
+        # What the disk refused when the stream changed: (answer, stream, batches), still to be written.
+        self._left_behind: list[tuple[Answer | None, str, list[relay.Batch]]] = []
         self._progress = time.monotonic()
         self._resent = 0.0
         self._closed_by_owner = False
@@ -176,7 +178,9 @@ class Courier:
     def unspilled(self) -> int:
         """Events neither acknowledged nor on disk."""
         with self._lock:
-            return sum(held.count for held in self._held if not held.spilled) + len(self._unanswered)
+            left_behind = sum(batch.count for _, _, batches in self._left_behind for batch in batches)
+            held = sum(held.count for held in self._held if not held.spilled)
+            return held + left_behind + len(self._unanswered)
 
     def _hold(self, events: Sequence[str], now: float) -> None:
         for group in relay.split(list(events)):
@@ -188,7 +192,7 @@ class Courier:
         with self._lock:
             too_much = self._unanswered_bytes > relay.UNANSWERED_WINDOW or self._held_bytes() > relay.WINDOW
             late = any(not held.spilled and now - held.since > ACK_LATE for held in self._held)
-        if too_much or late or self.gave_up:
+        if too_much or late or self.gave_up or self._left_behind:
             self._spill_all()
 
     def _held_bytes(self) -> int:
@@ -197,6 +201,7 @@ class Courier:
     def _spill_all(self) -> None:
         """Writes what is held to this rank's spool file; what the disk refuses stays held while memory allows."""
         with self._spilling:
+            self._spill_left_behind()
             with self._lock:
                 if self.answer is None:
                     self._hold(self._unanswered, time.monotonic())
@@ -217,6 +222,16 @@ class Courier:
                     self._held.clear()  # complete under the nonce: nobody will acknowledge them
                 else:
                     self._let_go(spilling[-1].batch.last)
+
+    def _spill_left_behind(self) -> None:
+        while self._left_behind:
+            answer, stream_id, batches = self._left_behind[0]
+            try:
+                self._spool.write(answer, stream_id, [batch.text for batch in batches])
+            except OSError:
+                return
+            self._left_behind.pop(0)
+            self.spilled += sum(batch.count for batch in batches)
 
     def _let_go(self, last: int) -> None:
         """Keeps of everything up to `last` only its place in the stream, as one range; rank 0 is told of it."""
@@ -258,7 +273,9 @@ class Courier:
                 pause = next(pauses, None)
                 if pause is None:
                     break
-                self._wait(pause)
+                until = time.monotonic() + pause
+                while not self._stopped and time.monotonic() < until:
+                    time.sleep(TICK)  # `_wait` would end with the next event
         self.gave_up = True
 
     def _connect(self) -> Any:  # noqa: ANN401  # a TCPStore; torch is imported late
@@ -306,19 +323,23 @@ class Courier:
             return
         content = json.loads(store.get(key))
         answer = Answer(content["run_id"], content["attempt_id"], Path(content["folder"]))
-        if names.wrong_run_id(answer.run_id) or not names.is_hex_id(answer.attempt_id):
+        first_seq = content["first"]
+        if not relay.is_count(first_seq) or names.wrong_run_id(answer.run_id) or not names.is_hex_id(answer.attempt_id):
             raise Unreachable("rank 0's answer makes no sense")
         if self.answer and self.answer.attempt_id == answer.attempt_id:
             return
         first_answer = self.answer is None
         if not first_answer:
             self._spill_all()  # under the attempt that they were numbered for
-        with self._lock:
+        with self._spilling, self._lock:
+            left = [held.batch for held in self._held if not held.spilled]
+            if left:
+                self._left_behind.append((self.answer, self._stream_id, left))
             waiting, self._unanswered = self._unanswered, []
             self._unanswered_bytes = 0
             self.answer = answer
             self._stream_id = answer.attempt_id
-            self._next_seq = 0
+            self._next_seq = first_seq
             self._held.clear()
             self._progress = time.monotonic()
             self._hold(waiting, self._progress)
@@ -348,7 +369,10 @@ class Courier:
                 break
             held.pushed = True
         goodbye = self._goodbye
-        if goodbye is not None and not self._said_goodbye.is_set():
+        # Behind every batch: rank 0 stops listening when it has heard all goodbyes.
+        with self._lock:
+            all_pushed = all(held.pushed for held in self._held)
+        if goodbye is not None and all_pushed and not self._said_goodbye.is_set():
             place = {"nonce": self.nonce, "rank": self._topology.rank}
             self._send(store, {"type": "goodbye", **place, **goodbye()})
             self._said_goodbye.set()

@@ -27,6 +27,9 @@ CAPACITY: Final = 200_000
 GPU_PATIENCE: Final = 60.0
 """Seconds that an event waits for its CUDA scalars; then it goes without them."""
 
+GPU_FLUSH: Final = 2.0
+"""Seconds that a flush waits for them."""
+
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
@@ -71,6 +74,9 @@ class Outbox:
         if not self._packing.acquire(timeout=timeout):
             return False
         try:
+            until = time.monotonic() + min(timeout, GPU_FLUSH)
+            while time.monotonic() < until and not all(map(self._gpu_is_done, list(self._gathered))):
+                time.sleep(0.005)
             self._pack(final=True)
         finally:
             self._packing.release()
@@ -101,13 +107,15 @@ class Outbox:
         for _ in range(len(gathered)):
             if not final and not self._gpu_is_done(gathered[0]):
                 break  # those behind it wait too: order is kept
+            event = gathered.popleft()
             try:
-                text = _to_text(gathered.popleft())
+                text, lost = _to_text(event)
             except Exception:
                 # The user's value, or a GPU that has failed: it must not take the events around it along.
                 self.dropped += 1
                 logger.warning("an event was dropped: it cannot be packed", exc_info=True)
                 continue
+            self.dropped += lost
             if len(text) > MAX_EVENT_BYTES:
                 self.dropped += 1
                 logger.warning("an event of %d bytes was dropped: the limit is %d", len(text), MAX_EVENT_BYTES)
@@ -123,12 +131,14 @@ class Outbox:
         return all(map(_is_over, pending)) or time.time() - event["time"] > GPU_PATIENCE
 
 
-def _to_text(event: Event) -> str:
-    """JSON of an event; the slow path is for what JSON does not know."""
+def _to_text(event: Event) -> tuple[str, int]:
+    """JSON of an event, and how many of its values are lost; the slow path is for what JSON does not know."""
     try:
-        return _encode(event)
+        return _encode(event), 0
     except (ValueError, TypeError):
-        return _encode({**event, "values": _plain(event.get("values", {}))})
+        values = event.get("values") or {}
+        plain = _plain(values)
+        return _encode({**event, "values": plain}), len(values) - len(plain)
 
 
 def _is_over(scalar: PendingScalar) -> bool:

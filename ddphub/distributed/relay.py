@@ -102,6 +102,11 @@ class Batch:
     last: int
     text: str
 
+    @property
+    def count(self) -> int:
+        """Number of events."""
+        return self.last - self.first + 1
+
 
 def pack(attempt_id: str, rank: int, first: int, events: list[str]) -> Batch:
     """One batch of events that are JSON already; they are not encoded twice."""

@@ -28,6 +28,9 @@ CHECK_POLL: Final = 1.0
 CHECK_TIMEOUT: Final = 3600.0
 """Seconds to ask whether the hub has finished checking a checkpoint, and to go on asking."""
 
+MAX_ANSWER: Final = 64 * 1024 * 1024
+"""Bytes of an answer; the largest lists the parts of a checkpoint, about 300 bytes each."""
+
 BLOCK: Final = 256 * 1024
 """Bytes read and sent at a time: what an upload adds to memory."""
 
@@ -184,7 +187,9 @@ class DdphubClient:
                 params=params,
                 timeout=(CONNECT_TIMEOUT, READ_TIMEOUT),
                 allow_redirects=False,  # a redirect would carry the key to another host
+                stream=True,
             )
+            _read_whole(response)
         except (requests.RequestException, OSError) as error:
             if isinstance(error, FileNotFoundError):
                 raise
@@ -225,6 +230,37 @@ class _FilePart:
                     raise OSError(f"{self._path} is shorter than it was")
                 left -= len(block)
                 yield block
+
+
+def _read_whole(response: requests.Response) -> None:
+    """Reads an answer of bounded size in bounded time: a read timeout alone lets one trickle for ever.
+
+    Raises:
+        OSError: it does not end.
+    """
+    until = time.monotonic() + READ_TIMEOUT
+    content = bytearray()
+    with response:
+        for block in response.iter_content(64 * 1024):
+            content += block
+            if len(content) > MAX_ANSWER or time.monotonic() > until:
+                raise OSError(f"the answer does not end: {len(content)} bytes so far")
+    response._content = bytes(content)
+
+
+class _WithoutQuery(logging.Filter):
+    """Cuts the query from what urllib3 logs of a request: a signed URL is a secret."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple):
+            record.args = tuple(
+                argument.partition("?")[0] + "?..." if isinstance(argument, str) and "?" in argument else argument
+                for argument in record.args
+            )
+        return True
+
+
+logging.getLogger("urllib3.connectionpool").addFilter(_WithoutQuery())
 
 
 def _no_netrc(request: requests.PreparedRequest) -> requests.PreparedRequest:

@@ -30,7 +30,7 @@ _ABOUT_THE_CONTENT: Final = frozenset({400, 413, 422})
 """Statuses that speak of what was sent; another 4xx speaks of the request (a wrong URL, a proxy)."""
 
 MAX_ASIDE: Final = 20
-"""Events set aside in one pass; more means that the hub takes nothing at all."""
+"""Refused events of one request among which none was taken: more means that the hub takes nothing at all."""
 
 
 class Delivery:
@@ -67,7 +67,8 @@ class Delivery:
         self._journal: Journal | None = None
         self._journal_lock = threading.RLock()
         self._last_upload: dict[str, float] = {}  # kind -> when, by time.monotonic
-        self._sent_until: dict[str, float] = {}  # kind -> when the newest entry sent by this object was staged
+        self._outdated: set[str] = set()  # entries that were superseded when a newer one was sent
+        self._making_room = threading.Lock()
         self._uploading: str | None = None
         self.registered = False
         self.stop_requested = False
@@ -127,14 +128,19 @@ class Delivery:
             HubError: the hub did not take them; they stay.
             OSError: a file cannot be read or the journal not be written.
         """
-        aside_before = len(self._state().aside_events)
         for path in self._spool_files():
             for requests_events, end in self._unsent(path):
-                self._send_some(path, requests_events)
+                refused: list[tuple[Event, HubRejected]] = []
+                accepted = self._send_some(requests_events, refused)
+                if len(refused) > MAX_ASIDE and not accepted:
+                    raise HubUnavailable(f"the hub refuses every event; nothing is set aside: {refused[0][1]}")
+                for event, _ in refused:
+                    again: list[tuple[Event, HubRejected]] = []
+                    self._send_some([event], again)  # it may have been the hub, which others found mended
+                    if again:
+                        self._set_event_aside(path, *again[0])
                 self._record({"record": "offset", "spool": path.name, "offset": end})
                 self._progress("events", len(requests_events))
-                if len(self._state().aside_events) - aside_before > MAX_ASIDE:
-                    raise HubUnavailable(f"the hub refuses every event; {MAX_ASIDE} were set aside, the rest waits")
         return True
 
     def _spool_files(self) -> list[Path]:
@@ -161,23 +167,31 @@ class Delivery:
         if offset != self._state().offsets.get(path.name, 0):
             yield events, offset
 
-    def _send_some(self, path: Path, events: list[Event]) -> None:
-        """Sends events of one file; one that the hub will never take is set aside alone."""
+    def _send_some(self, events: list[Event], refused: list[tuple[Event, HubRejected]]) -> int:
+        """Sends events; one that the hub will never take is found by halving and added to `refused`.
+
+        Returns:
+            How many the hub has. It stops early when more than MAX_ASIDE are refused and none is taken.
+        """
         if not events:
-            return
+            return 0
         try:
             answer = self._client.send_events(self._model(), events)
         except HubRejected as error:
             if error.status not in _ABOUT_THE_CONTENT:
                 raise
-            if len(events) > 1:
-                half = len(events) // 2
-                self._send_some(path, events[:half])
-                self._send_some(path, events[half:])
-                return
-            self._set_event_aside(path, events[0], error)
-            return
+            if len(events) == 1:
+                refused.append((events[0], error))
+                return 0
+            half = len(events) // 2
+            taken = self._send_some(events[:half], refused)
+            if len(refused) > MAX_ASIDE and not taken:
+                return 0
+            return taken + self._send_some(events[half:], refused)
+        if answer.accepted + answer.duplicates != len(events):
+            raise HubUnavailable(f"the hub counts {answer.accepted} + {answer.duplicates} of {len(events)} events")
         self.stop_requested = self.stop_requested or answer.stop
+        return len(events)
 
     def _set_event_aside(self, path: Path, event: Event, error: HubRejected) -> None:
         key = {name: event[name] for name in ("attempt_id", "rank", "seq")}
@@ -198,7 +212,7 @@ class Delivery:
         """
         self._clean_up()
         waiting = self._waiting()
-        superseded = _superseded(waiting, self._sent_until) if self._ckpt_interval > 0 else []
+        superseded = _superseded(waiting, self._outdated) if self._ckpt_interval > 0 else []
         limited = {kind for kind, sent in self._last_upload.items() if time.monotonic() - sent < self._ckpt_interval}
         why = f"the rate limit of {self._ckpt_interval:g} s"
         self._drop([entry for entry in superseded if entry.slot.kind in limited], why)
@@ -208,6 +222,7 @@ class Delivery:
             self._send_entry(entry)
             if entry.slot.kind != "final":
                 self._last_upload[entry.slot.kind] = time.monotonic()
+                self._outdated |= {older.entry_id for older in superseded if older.slot.kind == entry.slot.kind}
         if flush:
             self._drop(superseded, why)
         return not self._waiting()
@@ -222,12 +237,16 @@ class Delivery:
             needed: bytes.
             for_final: the save is a final checkpoint, for which best entries may go too.
         """
+        with self._making_room:
+            self._make_room(needed, for_final=for_final)
+
+    def _make_room(self, needed: int, *, for_final: bool) -> None:
         held = self._journal is not None
         if not self.acquire():
             return
         try:
             waiting = self._waiting()
-            superseded = _superseded(waiting, self._sent_until)
+            superseded = _superseded(waiting, self._outdated)
             epochs = [entry for entry in waiting if entry.slot.kind == "epoch" and entry not in superseded]
             bests = [entry for entry in waiting if entry.slot.kind == "best" and entry not in superseded]
             for entry in [*superseded, *epochs, *(bests if for_final else [])]:
@@ -284,7 +303,6 @@ class Delivery:
             self._explain_missing(entry, error)
         else:
             self._settle(receipt)
-            self._sent_until[entry.slot.kind] = entry.created
         finally:
             self._uploading = None
 
@@ -350,7 +368,7 @@ def _expanded(path: Path, record: dict[str, Any] | None) -> list[Event]:
         return []
 
 
-def _superseded(waiting: list[Entry], sent_until: dict[str, float]) -> list[Entry]:
+def _superseded(waiting: list[Entry], outdated: set[str]) -> list[Entry]:
     """Unsent epoch and best entries that a newer one of their kind supersedes, oldest first.
 
     Files of one save (the same attempt, epoch and step under several names) do not supersede each other.
@@ -361,7 +379,7 @@ def _superseded(waiting: list[Entry], sent_until: dict[str, float]) -> list[Entr
         slot, newer = entry.slot, newest[entry.slot.kind].slot
         moment, newer_moment = (slot.attempt_id, slot.epoch, slot.step), (newer.attempt_id, newer.epoch, newer.step)
         return (
-            entry.created < sent_until.get(slot.kind, 0.0)
+            entry.entry_id in outdated
             or moment != newer_moment
             or (slot.name == newer.name and entry.entry_id != newest[slot.kind].entry_id)
         )

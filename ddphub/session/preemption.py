@@ -62,13 +62,13 @@ class SignalWatch:
         """Gives the signals back, where nobody has taken them since. Main thread only; elsewhere nothing happens."""
         if self._writer is None or threading.current_thread() is not threading.main_thread():
             return
-        for number, previous in self._previous.items():
+        for number, previous in list(self._previous.items()):
             if signal.getsignal(number) == self._handle:
                 signal.signal(number, previous if previous is not None else signal.SIG_DFL)
+                del self._previous[number]  # one that another handler wraps is still called through ours
         with contextlib.suppress(OSError, ValueError):  # the earlier descriptor may be closed by now
             current = signal.set_wakeup_fd(-1)
             signal.set_wakeup_fd(self._previous_fd if current == self._writer.fileno() else current)
-        self._previous.clear()
         self._writer.close()  # ends the thread
         self._writer = None
 
@@ -96,12 +96,14 @@ class SignalWatch:
         reader.close()
 
     def _go(self, number: int) -> None:
-        previous = self._previous.get(number)
+        # A handler that came before ours, or has been put over it since, decides for itself.
+        current = getattr(signal.getsignal(number), "__func__", None)
+        ends = self._previous.get(number) == signal.SIG_DFL and current is SignalWatch._handle
         try:
-            self._leave(number, previous == signal.SIG_DFL)
+            self._leave(number, ends)
         except Exception:  # the process must end all the same
             logger.exception("leaving on signal %d failed", number)
-        if previous == signal.SIG_DFL:
+        if ends:
             # signal.signal works in the main thread only, and that one may be in a collective.
             ctypes.CDLL(None).signal(number, 0)  # 0: SIG_DFL
             os.kill(self._pid, number)

@@ -101,7 +101,10 @@ def report(folder: RunFolder) -> Report:
                 )
     aside = {key[1:] for key in delivered.aside_events}
     total = sum(seqs.count() for seqs in reported.values())
-    sent = sum(seqs.count() for seqs in done.values()) - len(aside)
+    covered = sum(
+        (attempt_id, rank) in done and done[attempt_id, rank].covers(seq, seq) for attempt_id, rank, seq in aside
+    )
+    sent = sum(seqs.count() for seqs in done.values()) - covered
 
     staging = StagingArea(folder.staging)
     waiting = [entry.entry_id for entry in staging.entries() if not delivered.is_done(entry.entry_id)]

@@ -142,9 +142,20 @@ class Session:
         for loop in self._loops:
             loop.abort()
         if all(ended):
-            # Otherwise a request is still under way in a daemon thread: the lock goes with the process.
-            self._delivery.release()
+            self._release()
+        else:
+            # A request is still under way. Where the process lives on, `ddphub sync` must get the lock some day.
+            threading.Thread(target=self._release_later, name="ddphub-release", daemon=True).start()
+
+    def _release(self) -> None:
+        self._delivery.release()
+        if self._client is not None:
             self._client.close()
+
+    def _release_later(self) -> None:
+        for loop in self._loops:
+            loop.join(threading.TIMEOUT_MAX)
+        self._release()
 
     def _is_ready(self) -> bool:
         return self._ready

@@ -109,3 +109,32 @@ def test_a_script_with_a_handler_of_its_own_goes_on_after_sigterm(job, view):
     assert len(view.checkpoints()) == 1
     (attempt,) = view.model()["attempts"]
     assert (attempt["state"], attempt["reason"]) == ("preempted", "signal 15")
+
+
+def test_a_rank_whose_process_is_replaced_goes_on_with_numbers_of_its_own(job, view, own_hub, free_port):
+    """Rank 1's process dies and another one takes its place while rank 0 lives: both processes' events arrive."""
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port), "DDPHUB_RUN_ID": "respawn"}
+    owner = job(ranks=0, environment={**place, "RANK": "0"}, group="never", steps=1500, pause=0.01)
+    for _ in range(2):
+        job(ranks=0, environment={**place, "RANK": "1"}, group="never", steps=100).succeed()
+    owner.succeed()
+    ddphub("sync", str(owner.runs), hub=own_hub)
+    steps = sorted(key[2] for key in view.logged() if key[1] == 1)
+    assert steps == sorted([*range(100), *range(100)])
+
+
+def test_a_handler_put_over_ours_is_not_cut_short(job, view):
+    """The script's handler, installed after init, saves for a while and exits by itself."""
+    running = job("handler.py", ranks=0, late=1)
+    pid = running.pid_of(0)
+    wait_until(lambda: saw(view, 0), what="the first events")
+    os.kill(pid, signal.SIGTERM)
+    running.succeed()
+    assert len(view.logged()) == 10
+
+
+def test_a_fast_rank_leaves_nothing_behind_on_a_healthy_hub(job, view):
+    """More is logged in a moment than may be in flight: the goodbye waits for the last batch."""
+    done = job(ranks=2, steps=6000, pause=0.0, group="never").succeed()
+    assert len(view.logged()) == len(set(view.logged())) == 12_000
+    assert done.status()["events"]["pending"] == 0

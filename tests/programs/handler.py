@@ -10,11 +10,15 @@ import ddphub
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--out", type=Path)
+parser.add_argument("--late", type=int, default=0, help="install the handler after init")
 arguments = parser.parse_args()
 
 told = []
-signal.signal(signal.SIGTERM, lambda *_: told.append(True))
+if not arguments.late:
+    signal.signal(signal.SIGTERM, lambda *_: told.append(True))
 run = ddphub.init(project="tests", name="handler", rate_limits={"metrics": 0.2, "ckpt": 0})
+if arguments.late:
+    signal.signal(signal.SIGTERM, lambda *_: told.append(True))
 for step in range(5):
     run.log({"loss": 1.0}, step=step)
 (arguments.out / "pid-0").write_text(str(os.getpid()))
