@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 from ddphub import names
 from ddphub.distributed import relay
 from ddphub.distributed.courier import CONNECT_PAUSES
-from ddphub.distributed.rendezvous import Rendezvous
+from ddphub.distributed.rendezvous import Rendezvous, Store
 from ddphub.events import Event, to_json
 from ddphub.seqs import SeqSet
 
@@ -172,13 +172,13 @@ class Collector:
             return False
         return all(peer.state in {"left", "lost"} for peer in self.peers.values())
 
-    def _find_dead_queues(self, store: Any) -> None:  # noqa: ANN401  # a TCPStore; torch is imported late
+    def _find_dead_queues(self, store: Store) -> None:
         """A store that outlived an earlier world (torchrun's restarts) may hold events nobody popped."""
         store.append(self._keys.attempts, f"{self._attempt_id},")
         known = store.get(self._keys.attempts).decode().split(",")
         self._dead_queues = [name for name in known if names.is_hex_id(name) and name != self._attempt_id]
 
-    def _serve(self, store: Any) -> None:  # noqa: ANN401
+    def _serve(self, store: Store) -> None:
         queue = self._keys.queue(self._attempt_id)
         while True:
             over = self._is_over()
@@ -193,7 +193,7 @@ class Collector:
                 return
             self._pause(INTERVAL)
 
-    def _pop(self, store: Any, queue: str) -> tuple[dict[str, Any], bytes] | None:  # noqa: ANN401
+    def _pop(self, store: Store, queue: str) -> tuple[dict[str, Any], bytes] | None:
         """The queue's next message and its text; None when it is empty. Nonsense is skipped and said."""
         from torch.distributed import QueueEmptyError  # noqa: PLC0415  # `import ddphub` must not import torch
 
@@ -207,7 +207,7 @@ class Collector:
                 return message, data
             logger.warning("a message of another rank was no JSON object: %r", bytes(data[:100]))
 
-    def _greet(self, store: Any) -> None:  # noqa: ANN401
+    def _greet(self, store: Store) -> None:
         while (popped := self._pop(store, self._keys.hello)) is not None:
             hello, _ = popped
             nonce, rank = hello.get("nonce"), hello.get("rank")
@@ -226,7 +226,7 @@ class Collector:
             answer = to_json({**self._answer, "first": self.peers[rank].first})
             store.set(self._keys.answer(nonce), answer)
 
-    def _drain(self, store: Any, queue: str) -> None:  # noqa: ANN401
+    def _drain(self, store: Store, queue: str) -> None:
         until = time.monotonic() + DRAIN_SECONDS
         while time.monotonic() < until and (popped := self._pop(store, queue)) is not None:
             try:
@@ -282,11 +282,11 @@ class Collector:
             return False
         return True
 
-    def _acknowledge(self, store: Any, *, closed: bool) -> None:  # noqa: ANN401
+    def _acknowledge(self, store: Store, *, closed: bool) -> None:
         for peer in self.peers.values():
             self._acknowledge_one(store, peer, closed=closed)
 
-    def _acknowledge_one(self, store: Any, peer: Peer, *, closed: bool) -> None:  # noqa: ANN401
+    def _acknowledge_one(self, store: Store, peer: Peer, *, closed: bool) -> None:
         model_id, url = self._where()
         stream = self._streams.get((self._attempt_id, peer.rank))
         held = stream.contiguous(peer.first) if stream else peer.first - 1

@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol
 
 from ddphub import names
 from ddphub.distributed import relay
-from ddphub.distributed.rendezvous import Rendezvous
+from ddphub.distributed.rendezvous import Rendezvous, Store
 from ddphub.distributed.topology import Topology
 from ddphub.events import to_json
 
@@ -278,7 +278,7 @@ class Courier:
                     time.sleep(TICK)  # `_wait` would end with the next event
         self.gave_up = True
 
-    def _connect(self) -> Any:  # noqa: ANN401  # a TCPStore; torch is imported late
+    def _connect(self) -> Store:
         while not self._stopped:
             store = self._rendezvous.connect()
             if store is not None:
@@ -286,11 +286,11 @@ class Courier:
             self._wait(1.0)
         raise Unreachable("closed before the job had a store")
 
-    def _say_hello(self, store: Any) -> None:  # noqa: ANN401
+    def _say_hello(self, store: Store) -> None:
         hello = {"nonce": self.nonce, "rank": self._topology.rank, **self._about}
         store.queue_push(self._keys.hello, to_json(hello))
 
-    def _serve(self, store: Any) -> None:  # noqa: ANN401
+    def _serve(self, store: Store) -> None:
         last_ack = last_beat = last_hello = time.monotonic()
         while not self._stopped:
             now = time.monotonic()
@@ -317,7 +317,7 @@ class Courier:
         self._wake.wait(seconds)
         self._wake.clear()
 
-    def _take_answer(self, store: Any) -> None:  # noqa: ANN401
+    def _take_answer(self, store: Store) -> None:
         key = self._keys.answer(self.nonce)
         if not store.check([key]):
             return
@@ -347,7 +347,7 @@ class Courier:
             with self._spilling:
                 self._spool.adopt(answer, self.nonce)
 
-    def _push(self, store: Any, now: float) -> None:  # noqa: ANN401
+    def _push(self, store: Store, now: float) -> None:
         with self._lock:
             if self._held and now - max(self._progress, self._resent) > RESEND_AFTER:
                 # A cut connection can lose one push in the middle while later ones arrive.
@@ -377,10 +377,10 @@ class Courier:
             self._send(store, {"type": "goodbye", **place, **goodbye()})
             self._said_goodbye.set()
 
-    def _send(self, store: Any, message: dict[str, Any]) -> None:  # noqa: ANN401
+    def _send(self, store: Store, message: dict[str, Any]) -> None:
         store.queue_push(self._keys.queue(self._stream_id), to_json(message))
 
-    def _take_ack(self, store: Any) -> None:  # noqa: ANN401
+    def _take_ack(self, store: Store) -> None:
         content = json.loads(store.get(self._keys.ack(self.nonce)))
         self.model_id, self.url = content["model_id"], content["url"]
         with self._lock:

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from ddphub.distributed.topology import Topology
 
@@ -34,6 +34,31 @@ CONNECT_TIMEOUT: Final = timedelta(seconds=15)
 # The server that this process opened, kept for its life: other ranks and a later process group use it. `init` twice
 # in one process uses it twice.
 _server: Any = None
+
+
+class Store(Protocol):
+    """What the relay uses of torch's TCPStore, which is imported late; every call may raise RuntimeError."""
+
+    def queue_push(self, key: str, value: str, /) -> None:
+        """Appends to a queue; not acknowledged, and without a timeout."""
+
+    def queue_pop(self, key: str, block: bool, /) -> bytes:
+        """The queue's first value; QueueEmptyError when it is empty and `block` is False."""
+
+    def set(self, key: str, value: str, /) -> None:
+        """Sets a key."""
+
+    def get(self, key: str, /) -> bytes:
+        """A key's value; waits for the key."""
+
+    def check(self, keys: list[str], /) -> bool:
+        """Whether all keys are there."""
+
+    def append(self, key: str, value: str, /) -> None:
+        """Appends to a key's value."""
+
+    def compare_set(self, key: str, expected: str, desired: str, /) -> bytes:
+        """Sets a key that is absent (`expected` empty) or has the expected value; returns its value then."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +111,7 @@ class Rendezvous:
             return Address(str(host), int(port), agent=False, serve=self._topology.is_owner)
         return None
 
-    def connect(self) -> "TCPStore | None":
+    def connect(self) -> Store | None:
         """A client of its own for the caller, or None when the job has no store yet. Waits at most 15 s.
 
         Raises:
@@ -97,7 +122,8 @@ class Rendezvous:
             return None
         if address.serve:
             _serve(address)
-        return _open(address.host, address.port, CONNECT_TIMEOUT)
+        # torch's own types say str where bytes come back.
+        return cast("Store", _open(address.host, address.port, CONNECT_TIMEOUT))
 
 
 def _serve(address: Address) -> None:
