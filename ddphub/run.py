@@ -1,4 +1,4 @@
-"""Run: what a training script holds on every rank. This file alone wires the parts together.
+"""Run: what a training script holds on every rank. This file wires the parts together, and owner.py rank 0's.
 
 ```
 rank 0:       Outbox -> OwnSpool --.

@@ -3,6 +3,9 @@
 An extension to HUB v1: the same `x-api-key` or `Authorization: Bearer` header and the same answer envelope
 `{"success": bool, "message": str, "data": ...}`. Errors are RFC 9457 problem details with the envelope's
 `success` and `message` beside them.
+
+The list of checkpoints takes `?entry_id=` (that entry alone, if it is committed) and `?after=<checkpoint id>&limit=`.
+Completing a checkpoint whose parts have not all arrived is a 409 whose problem lists them in `missing`.
 """
 
 from typing import Any, Final, Literal, NotRequired, TypedDict
