@@ -529,3 +529,15 @@ def test_hooks_around_ours_are_called_once(start):
         second.finish()
     finally:
         sys.excepthook = before
+
+
+def test_many_events_that_the_hub_refuses_do_not_hold_up_those_behind_them(start, view, tmp_path):
+    """More wrong events in a row than make a hub suspect: each is set aside, what follows is delivered."""
+    run = start()
+    for _ in range(30):
+        run._outbox.put({"time": time.time(), "kind": "metrics", "step": "x", "epoch": None, "values": {"loss": 1.0}})
+    run.log({"loss": 0.5}, step=1)
+    run.finish()
+    assert [one["step"] for one in view.metrics()] == [1]
+    counts = report_of(run, tmp_path).events
+    assert (counts["set_aside"], counts["pending"]) == (30, 0)

@@ -29,8 +29,8 @@ REQUEST_BYTES: Final = wire.MAX_JSON_BODY // 2
 _ABOUT_THE_CONTENT: Final = frozenset({400, 413, 422})
 """Statuses that speak of what was sent; another 4xx speaks of the request (a wrong URL, a proxy)."""
 
-MAX_ASIDE: Final = 20
-"""Refused events of one request among which none was taken: more means that the hub takes nothing at all."""
+MANY_REFUSED: Final = 20
+"""Refused events of one request after which the hub's sanity is checked before more are tried."""
 
 
 class Delivery:
@@ -131,9 +131,7 @@ class Delivery:
         for path in self._spool_files():
             for requests_events, end in self._unsent(path):
                 refused: list[tuple[Event, HubRejected]] = []
-                accepted = self._send_some(requests_events, refused)
-                if len(refused) > MAX_ASIDE and not accepted:
-                    raise HubUnavailable(f"the hub refuses every event; nothing is set aside: {refused[0][1]}")
+                self._send_some(requests_events, refused)
                 for event, _ in refused:
                     again: list[tuple[Event, HubRejected]] = []
                     self._send_some([event], again)  # it may have been the hub, which others found mended
@@ -167,31 +165,38 @@ class Delivery:
         if offset != self._state().offsets.get(path.name, 0):
             yield events, offset
 
-    def _send_some(self, events: list[Event], refused: list[tuple[Event, HubRejected]]) -> int:
-        """Sends events; one that the hub will never take is found by halving and added to `refused`.
-
-        Returns:
-            How many the hub has. It stops early when more than MAX_ASIDE are refused and none is taken.
-        """
+    def _send_some(self, events: list[Event], refused: list[tuple[Event, HubRejected]]) -> None:
+        """Sends events; one that the hub will never take is found by halving and added to `refused`."""
         if not events:
-            return 0
+            return
         try:
             answer = self._client.send_events(self._model(), events)
         except HubRejected as error:
             if error.status not in _ABOUT_THE_CONTENT:
                 raise
-            if len(events) == 1:
-                refused.append((events[0], error))
-                return 0
-            half = len(events) // 2
-            taken = self._send_some(events[:half], refused)
-            if len(refused) > MAX_ASIDE and not taken:
-                return 0
-            return taken + self._send_some(events[half:], refused)
+            if len(events) > 1:
+                half = len(events) // 2
+                self._send_some(events[:half], refused)
+                self._send_some(events[half:], refused)
+                return
+            refused.append((events[0], error))
+            if len(refused) == MANY_REFUSED:
+                self._check_sanity(error)
+            return
         if answer.accepted + answer.duplicates != len(events):
             raise HubUnavailable(f"the hub counts {answer.accepted} + {answer.duplicates} of {len(events)} events")
         self.stop_requested = self.stop_requested or answer.stop
-        return len(events)
+
+    def _check_sanity(self, error: HubRejected) -> None:
+        """Tells events that are wrong from a hub (or a proxy before it) that refuses whatever comes: a batch of none.
+
+        Raises:
+            HubUnavailable: it refuses that too.
+        """
+        try:
+            self._client.send_events(self._model(), [])
+        except HubRejected:
+            raise HubUnavailable(f"the hub refuses every event; nothing is set aside: {error}") from None
 
     def _set_event_aside(self, path: Path, event: Event, error: HubRejected) -> None:
         key = {name: event[name] for name in ("attempt_id", "rank", "seq")}
