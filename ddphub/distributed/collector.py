@@ -111,6 +111,7 @@ class Collector:
         self._world_size = world_size
         self._host = socket.gethostname()
         self.peers: dict[int, Peer] = {}
+        self._nonces: dict[int, list[str]] = {}  # rank -> the processes that have had it, in order
         self._streams: dict[tuple[str, int], SeqSet] = {}
         self._acked: dict[str, str] = {}
         self._dead_queues: list[str] = []
@@ -218,7 +219,11 @@ class Collector:
             about = {key: hello.get(key) for key in ("host", "pid", "local_rank", "node")}
             if known is None or known.nonce != nonce:
                 is_local = about["host"] == self._host and not _is_gone(about["pid"])
-                first = known.first + PROCESS_STRIDE if known else 0
+                # Once for each process: one that says hello again, while another has its rank, keeps its numbers.
+                nonces = self._nonces.setdefault(rank, [])
+                if nonce not in nonces:
+                    nonces.append(nonce)
+                first = nonces.index(nonce) * PROCESS_STRIDE
                 self.peers[rank] = Peer(rank, nonce, about, time.monotonic(), first=first, is_local=is_local)
                 self._say(self.peers[rank], "joined")
             # The acknowledgement's key first: the rank reads it without waiting once it has the answer.
@@ -237,8 +242,10 @@ class Collector:
                 return
 
     def _take(self, message: dict[str, Any], text: bytes) -> None:
-        kind = message.get("type")
-        is_ours = message.get("attempt_id") != self._attempt_id or message.get("rank", 0) in self.peers
+        kind, rank = message.get("type"), message.get("rank")
+        if not relay.is_count(rank):
+            kind = None
+        is_ours = message.get("attempt_id") != self._attempt_id or rank in self.peers
         if kind in {"batch", "spilled"} and relay.is_batch(message) and is_ours:
             stream = self._streams.setdefault((message["attempt_id"], message["rank"]), SeqSet())
             first = message["first"]
@@ -249,7 +256,7 @@ class Collector:
             stream.add(first, last)
             self._heard(message["rank"])
         elif kind == "beat":
-            self._heard(message.get("rank"), message.get("nonce"))
+            self._heard(rank, message.get("nonce"))
         elif kind == "goodbye":
             self._part(message)
         else:
