@@ -359,7 +359,6 @@ class Run:
         courier = self._courier
         if courier is None:
             return
-        self._outbox.flush(budget)
         courier.finish(self._goodbye, budget)
         if courier.unspilled:
             logger.warning("%d events of rank %d could not be saved", courier.unspilled, self.topology.rank)
