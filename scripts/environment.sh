@@ -73,3 +73,21 @@ make_environment() {
     fi
     exec 9>&-
 }
+
+# In CI, the programs that tests/needs.py names; elsewhere the tests that need one say so and are skipped.
+install_programs() {
+    local -A packages=([bindfs]=bindfs [fusermount3]=fuse3 [mkfs.ext4]=e2fsprogs [mkfs.xfs]=xfsprogs [strace]=strace)
+    local -a missing=()
+    local program
+    if [[ ${CI:-} != true ]]; then
+        return
+    fi
+    for program in "${!packages[@]}"; do
+        command -v "$program" >/dev/null || missing+=("${packages[$program]}")
+    done
+    if [[ ${#missing[@]} -gt 0 ]]; then
+        export DEBIAN_FRONTEND=noninteractive
+        apt-get update -qq
+        apt-get install -y -qq "${missing[@]}" >/dev/null || fail "could not install ${missing[*]}"
+    fi
+}
