@@ -1,6 +1,7 @@
 """The command line: `ddphub serve | login | status | sync`. Text and exit codes live here and nowhere else."""
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -15,6 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from ddphub.config import DEFAULT_DIR, Credentials, check_url
 from ddphub.errors import DdphubError, HubError, JournalError, SettingsError
+from ddphub.hubs.client import HubClient
+from ddphub.session.folder import KEEP_DAYS, RunFolder
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -113,46 +116,66 @@ def sync(
     directories: Directories = None,
     hub: Annotated[str | None, typer.Option(help="Deliver to this hub, whatever run.json says.")] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Try again what was set aside.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow live runs until all have ended.")] = False,
+    keep: Annotated[
+        float,
+        typer.Option(help="Days that delivered event files of an ended run are kept.", metavar="DAYS", min=0.0),
+    ] = KEEP_DAYS,
 ) -> None:
     """Deliver what is left on disk. Exit code 0 when everything is delivered, 1 when something is left."""
     from ddphub.session.sync import find_runs  # noqa: PLC0415  # keeps `ddphub --help` quick
+    from ddphub.session.watch import Watch  # noqa: PLC0415
 
     override = check_url(hub, "--hub") if hub else None
-    left = 0
-    for place in directories or [_default_dir()]:
-        folders = list(find_runs(place))
-        if not folders:
-            typer.echo(f"no run in {place}", err=True)
-            left += 1 if directories else 0
-        for folder in folders:
-            try:
-                delivered = _sync_one(folder.path, override, retry=retry)
-            except (DdphubError, OSError) as error:
-                typer.echo(f"{folder.path}: {error}", err=True)
-                delivered = False
-            left += 0 if delivered else 1
+    places = directories or [_default_dir()]
+    empty = [place for place in places if not any(find_runs(place))]
+    for place in empty:
+        typer.echo(f"no run in {place}", err=True)
+    left = len(empty) if directories else 0
+
+    def deliver(folder: RunFolder) -> bool:
+        try:
+            return _sync_one(folder, override, retry=retry, keep_days=keep)
+        except (DdphubError, OSError) as error:
+            typer.echo(f"{folder.path}: {error}", err=True)
+            return False
+
+    if watch:
+        connect = functools.partial(_connect, override=override)
+        left += not Watch(places, connect=connect, deliver=deliver, say=lambda text: typer.echo(text, err=True)).run()
+    else:
+        left += sum(not deliver(folder) for place in places for folder in find_runs(place))
     raise typer.Exit(1 if left else 0)
 
 
-def _sync_one(path: Path, override: str | None, *, retry: bool) -> bool:
-    """Delivers one run and says what came of it; whether nothing is left."""
+def _connect(folder: RunFolder, override: str | None) -> tuple[HubClient, str]:
+    """The hub that a run is for, and its URL."""
     from ddphub.hubs.ddphub import DdphubClient  # noqa: PLC0415  # requests, only where it is used
-    from ddphub.session.folder import RunFolder, RunInfo  # noqa: PLC0415
+    from ddphub.session.report import hub_of  # noqa: PLC0415
+
+    hub, key = _hub_and_key(hub_of(folder), override)
+    return DdphubClient(hub, key), hub
+
+
+def _sync_one(folder: RunFolder, override: str | None, *, retry: bool, keep_days: float) -> bool:
+    """Delivers one run and says what came of it; whether nothing is left."""
     from ddphub.session.report import report  # noqa: PLC0415
     from ddphub.session.sync import sync_run  # noqa: PLC0415
 
-    folder = RunFolder(path)
     before = report(folder)
     if before.is_delivered and not retry:
-        typer.echo("\n".join(before.lines()))
+        outcome = sync_run(folder, None, hub=before.hub, keep_days=keep_days)
+        typer.echo("\n".join([*outcome.repaired, *report(folder).lines()]))
         return True
-    hub, key = _hub_and_key(RunInfo.load(folder.run_json).hub, override)
-    client = DdphubClient(hub, key)
+    client, hub = _connect(folder, override)
     try:
         with _shown_progress(before.events["pending"], before.checkpoints["pending"]) as progress:
-            outcome = sync_run(folder, client, hub=hub, retry_aside=retry, progress=progress)
+            outcome = sync_run(folder, client, hub=hub, retry_aside=retry, keep_days=keep_days, progress=progress)
     finally:
         client.close()
+    if not folder.run_json.exists():
+        typer.echo(f"{folder.path}: {outcome.error or outcome.repaired[-1]}")
+        return outcome.done
     after = report(folder)
     for line in [*outcome.repaired, *after.lines()]:
         typer.echo(line)

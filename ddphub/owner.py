@@ -21,6 +21,7 @@ from ddphub.errors import JournalError, SettingsError
 from ddphub.events import Event
 from ddphub.session.folder import RunFolder, RunInfo
 from ddphub.session.lines import LineWriter
+from ddphub.session.presence import Presence
 from ddphub.session.report import report
 from ddphub.session.session import Session
 from ddphub.session.spool import OwnSpool
@@ -59,6 +60,8 @@ class Owner:
             self.info.save(self.folder.run_json)
         except OSError as error:
             raise SettingsError("dir", str(settings.root), "settings", f"cannot be written: {error}") from error
+        self._presence = Presence(self.folder.alive)
+        self._presence.start()
         self.staging = StagingArea(self.folder.staging, budget=settings.staging_budget, make_room=self._make_room)
         self._writer = LineWriter(self.folder.relay_file(self.attempt_id))
         self._own_spool = OwnSpool(self.attempt_id, self._writer)
@@ -123,6 +126,7 @@ class Owner:
         self.outbox.flush(max(1.0, deadline - time.monotonic()))
         self.session.finish(deadline)
         self._writer.close()
+        self._presence.stop()
         if time.monotonic() > deadline:
             # Reading a long run's files may take seconds, which a process that is told to leave does not have.
             tell([f"run {self.info.run_id}: out of time; ddphub status {self.folder.path}"])
@@ -169,7 +173,7 @@ class Owner:
         if settings.hub is not None and info.hub != settings.hub:
             if info.hub is not None:
                 logger.warning("run %s reported to %s before; it goes on at %s", run_id, info.hub, settings.hub)
-            info.hub, info.model_id = settings.hub, None
+            info.hub = settings.hub
         info.config = settings.config or info.config
         info.attempts = [*info.attempts, self.attempt_id]
         info.world_size = self._topology.world_size

@@ -37,7 +37,7 @@ from ddphub.events import plain_text
 from ddphub.hubs import wire
 from ddphub.metrics import INT_LIMIT, MetricReader
 from ddphub.owner import Owner, about
-from ddphub.session.folder import RunInfo
+from ddphub.session.folder import UNANSWERED, RunInfo
 from ddphub.session.spool import StraySpool
 
 logger = logging.getLogger(__name__)
@@ -360,6 +360,7 @@ class Run:
         if courier is None:
             return
         courier.finish(self._goodbye, budget)
+        self._stray.close()
         if courier.unspilled:
             logger.warning("%d events of rank %d could not be saved", courier.unspilled, self.topology.rank)
 
@@ -456,7 +457,7 @@ class Run:
         """The run as a rank knows it that rank 0 has not answered: under its own id if it has none."""
         settings = self._settings
         return RunInfo(
-            run_id=settings.run_id or f"unanswered-{stream_id}",
+            run_id=settings.run_id or f"{UNANSWERED}{stream_id}",
             project=settings.project,
             name=settings.name,
             hub=settings.hub,

@@ -45,7 +45,7 @@ def unwritten(fd: int, path: Path) -> Iterator[Callable[[], None]]:
         if leased and fcntl.fcntl(fd, fcntl.F_GETLEASE) != fcntl.F_RDLCK:
             raise Busy(f"{path} was opened for writing")
         now = os.fstat(fd)
-        if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+        if (now.st_size, now.st_mtime_ns, now.st_ctime_ns) != (before.st_size, before.st_mtime_ns, before.st_ctime_ns):
             raise Busy(f"{path} was changed")
 
     try:

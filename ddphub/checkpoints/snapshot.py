@@ -5,7 +5,7 @@ made inside the kernel where it can (copy_file_range), and is a plain copy in sm
 hard link: trainers rewrite `last.pt` in place. What was being written meanwhile is thrown away and copied again,
 at most `len(PAUSES)` times.
 
-Where leases do not work (see `lease`) a writer is noticed by size, mtime and inode only. That is weaker: one that
+Where leases do not work (see `lease`) a writer is noticed by size, times and inode only. That is weaker: one that
 pauses between two writes is not seen.
 """
 
@@ -44,6 +44,8 @@ class Found:
     path: Path
     size: int
     mtime_ns: int
+    ctime_ns: int
+    """Whoever puts the mtime back (`rsync --inplace`, `os.utime`) cannot put this one back."""
     device: int
     inode: int
     plain: bool
@@ -114,23 +116,28 @@ def is_written(path: Path) -> bool:
     return any(item.is_symlink() or not item.is_dir() for item in path.rglob("*"))
 
 
-def check_closed(files: list[Found]) -> None:
-    """Make sure that nobody has the files open for writing. The writing rank, any thread.
+def settle(folder: Path) -> list[StagedFile]:
+    """The files below a folder that nobody can open by name any more, once nobody has one of them open for writing.
+
+    The writing rank, any thread.
 
     Raises:
         StagingError: someone keeps one of them open.
     """
 
-    def check() -> None:
-        for file in files:
+    def attempt() -> list[StagedFile]:
+        found = find_files(folder)
+        for file in found:
             fd = _open_source(file.path)
             try:
                 with unwritten(fd, file.path):
                     pass
             finally:
                 os.close(fd)
+        check_unchanged(folder, found)
+        return [StagedFile(file.name, file.size) for file in found]
 
-    _until_quiet(files[0].path, check)
+    return _until_quiet(folder, attempt)
 
 
 def _until_quiet(source: Path, attempt: Callable[[], _Result]) -> _Result:
@@ -253,6 +260,7 @@ def _found(name: str, path: Path) -> Found:
         path=path,
         size=info.st_size,
         mtime_ns=info.st_mtime_ns,
+        ctime_ns=info.st_ctime_ns,
         device=info.st_dev,
         inode=info.st_ino,
         plain=stat.S_ISREG(own.st_mode) and own.st_nlink == 1,

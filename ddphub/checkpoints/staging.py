@@ -41,7 +41,7 @@ from ddphub.checkpoints.disk import (
 )
 from ddphub.checkpoints.entry import Entry, Slot, StagedFile, wire_metrics
 from ddphub.checkpoints.layout import FILES, RECORD, SCRATCH, Layout
-from ddphub.checkpoints.snapshot import check_closed, check_unchanged, find_files, is_written, snapshot
+from ddphub.checkpoints.snapshot import find_files, is_written, settle, snapshot
 from ddphub.errors import StagingError
 from ddphub.names import is_hex_id
 
@@ -293,15 +293,15 @@ class StagingArea:
         found = find_files(path)
         target = self._layout.incoming(entry_id) / FILES
         if all(file.plain for file in found) and not path.is_symlink():
-            keep_private(path)
-            check_closed(found)
-            check_unchanged(path, found)
+            # Away from the name that others know before anything is checked: from here on only who has a file open
+            # already can write it, and whoever closes it is done with it.
             if path.is_dir():
                 path.rename(target)
             else:
                 make_private(target)
                 path.rename(target / slot.name)
-            files = [StagedFile(file.name, file.size) for file in found]
+            keep_private(target)
+            files = settle(target)
         else:
             # Someone else has a name for these bytes, so they are not ours to keep.
             files = snapshot(path, target)

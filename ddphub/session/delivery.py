@@ -20,6 +20,7 @@ from ddphub.session.folder import RunFolder, RunInfo
 from ddphub.session.journal import Delivered, Journal, read_journal
 from ddphub.session.lines import read_lines
 from ddphub.session.lock import SessionLock
+from ddphub.session.tally import Tally
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +41,10 @@ class Delivery:
 
     Args:
         folder: the run directory.
-        info: content of its run.json; gets the model's id.
+        info: content of its run.json.
         staging: its staging area.
         client: the hub; None for an offline run, which only makes room.
+        hub: the hub's URL: what the journal knows of another hub's model does not count.
         ckpt_interval: seconds at least between two uploads of a kind; 0 sends every entry.
         progress: called with "events" or "checkpoints" and how many are done now.
     """
@@ -54,6 +56,7 @@ class Delivery:
         info: RunInfo,
         staging: StagingArea,
         client: HubClient | None,
+        hub: str | None,
         ckpt_interval: float = 0.0,
         progress: Callable[[str, int], None] = lambda _kind, _count: None,
     ) -> None:
@@ -61,6 +64,8 @@ class Delivery:
         self._info = info
         self._staging = staging
         self._offline_or_client = client
+        self._hub = hub
+        self._model_id: str | None = None
         self._ckpt_interval = ckpt_interval
         self._progress = progress
         self._lock = SessionLock(folder.session_lock)
@@ -81,8 +86,13 @@ class Delivery:
 
     @property
     def model_id(self) -> str | None:
-        """The hub's id, once registered."""
-        return self._info.model_id
+        """The hub's id; None until the run is registered, or known from an earlier attempt."""
+        return self._model_id
+
+    @property
+    def url(self) -> str | None:
+        """Where a person looks at the run; None until there is a model."""
+        return f"{self._hub}/models/{self._model_id}" if self._hub and self._model_id else None
 
     def acquire(self) -> bool:
         """Takes session.lock without waiting, and reads the journal after having it, never before.
@@ -96,6 +106,9 @@ class Delivery:
             if not self._lock.acquire():
                 return False
             self._journal = Journal(self._folder.journal)
+            known = self._journal.state.model
+            if known is not None and known[0] == self._hub:
+                self._model_id = known[1]
             return True
 
     def release(self) -> None:
@@ -107,17 +120,47 @@ class Delivery:
             self._lock.release()
 
     def register(self) -> None:
-        """Makes or finds the model and writes its id to run.json; every other call comes after it."""
+        """Makes or finds the model and journals its id; every other call comes after it."""
         registration = Registration(self._info.run_id, self._info.project, self._info.name, self._info.config)
         model_id = self._client.register(registration)
-        if model_id != self._info.model_id:
-            self._info.model_id = model_id
-            self._info.save(self._folder.run_json)
+        if self._hub is not None and self._state().model != (self._hub, model_id):
+            self._record({"record": "model", "hub": self._hub, "model_id": model_id})
+        self._model_id = model_id
         self.registered = True
 
     def retry_aside(self) -> None:
         """Gives what was set aside another try."""
         self._record({"record": "retry"})
+
+    def prune(self, before: float) -> list[str]:
+        """Deletes spool files that are delivered whole, and shortens the journal. Only when the run has ended.
+
+        Args:
+            before: seconds since the epoch; a file that changed later is kept.
+
+        Returns:
+            What was done, as sentences.
+
+        Raises:
+            OSError: a file cannot be read or deleted, or the journal not be written.
+        """
+        done = []
+        state = self._state()
+        with_asides = {spool for spool, *_ in state.aside_events}
+        for path in self._folder.spool_files():
+            if path.stat().st_mtime > before or path.name in with_asides:
+                continue
+            if path.name not in state.pruned:
+                tally = Tally()
+                # What is damaged is kept: someone may want to look at it.
+                if tally.add_file(path, state.offsets.get(path.name, 0)) or tally.damaged:
+                    continue
+                self._record(tally.to_pruned().to_record(path.name), durable=True)
+            path.unlink()
+            done.append(f"deleted {path.name}: it is delivered")
+        if done and self._journal is not None:
+            self._journal.compact()
+        return done
 
     # Events.
 
@@ -358,9 +401,9 @@ class Delivery:
             self._journal.append(record, durable=durable)
 
     def _model(self) -> str:
-        if self._info.model_id is None:
+        if self._model_id is None:
             raise HubUnavailable("the run is not registered")
-        return self._info.model_id
+        return self._model_id
 
 
 def _expanded(path: Path, record: dict[str, Any] | None) -> list[Event]:

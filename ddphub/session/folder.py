@@ -2,9 +2,10 @@
 
 ```
 <root>/<run_id>/                 root: DDPHUB_DIR, default ./.ddphub ; modes 0700 / 0600
-  run.json                       hub, model_id, project, name, attempts; written before the first step; no secret
+  run.json                       project, name, hub, attempts; written by rank 0 before the first step; no secret
+  alive.json                     see session/presence.py
   session.lock                   FileLock: who may deliver and delete (rank 0 of one attempt, or one `ddphub sync`)
-  delivered.jsonl                the delivery journal: spool offsets and receipts; written only under session.lock
+  delivered.jsonl                the delivery journal: model id, spool offsets, receipts; only under session.lock
   spool/
     <attempt_id>-relay.jsonl     written by rank 0 only
     <attempt_id or nonce>-rank<k>.jsonl   written by rank k only, when the relay could not take it
@@ -18,10 +19,16 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ddphub import names
 from ddphub.errors import JournalError
+
+KEEP_DAYS: Final = 7.0
+"""Days after its last change that a delivered spool file of an ended run is kept."""
+
+UNANSWERED: Final = "unanswered-"
+"""Run ids that begin so hold events of a rank that rank 0 has not answered; it moves them once it is."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,11 @@ class RunFolder:
     def run_json(self) -> Path:
         """What the run is."""
         return self.path / "run.json"
+
+    @property
+    def alive(self) -> Path:
+        """Whether a process has the directory in use."""
+        return self.path / "alive.json"
 
     @property
     def session_lock(self) -> Path:
@@ -74,14 +86,13 @@ class RunFolder:
 
 @dataclass
 class RunInfo:
-    """The content of run.json: what delivers this run from any machine, and no secret.
+    """The content of run.json: what delivers this run from any machine, and no secret. Rank 0 alone writes it.
 
     Attributes:
         run_id: the run.
         project: the project's name.
         name: the model's name.
         hub: base URL of the hub; None when the run was made without one.
-        model_id: the hub's id, once registered.
         config: the user's configuration.
         attempts: attempt ids in order of their start on this directory.
         world_size: of the newest attempt.
@@ -93,17 +104,11 @@ class RunInfo:
     project: str
     name: str
     hub: str | None = None
-    model_id: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
     attempts: list[str] = field(default_factory=list)
     world_size: int = 1
     restart_count: int | None = None
     created: float = field(default_factory=time.time)
-
-    @property
-    def url(self) -> str | None:
-        """Where a person looks at the run; None until it is registered."""
-        return f"{self.hub}/models/{self.model_id}" if self.hub and self.model_id else None
 
     @classmethod
     def load(cls, path: Path) -> "RunInfo":
@@ -124,7 +129,6 @@ class RunInfo:
             or _wrong("project", names.wrong_name(content.get("project")))
             or _wrong("name", names.wrong_name(content.get("name")))
             or _wrong_type(content, "hub", str | None)
-            or _wrong_type(content, "model_id", str | None)
             or _wrong_type(content, "config", dict)
             or _wrong_type(content, "attempts", list)
             or _wrong_type(content, "world_size", int)

@@ -2,17 +2,20 @@
 
 | record | fields |
 | --- | --- |
+| `model` | hub, model_id: what the run is there; the last one counts |
 | `offset` | spool: file name; offset: bytes of it that are delivered or set aside |
 | `receipt` | entry_id, checkpoint_id, model_id, at |
 | `superseded` | entry_id, reason: dropped before it was sent |
 | `aside_event` | spool, attempt_id, rank, seq, reason: the hub will never take it; its bytes stay in the spool |
 | `aside_entry` | entry_id, reason: likewise; its bytes stay in the staging area |
 | `retry` | - : `ddphub sync --retry` gives what was set aside another try |
+| `pruned` | spool, streams: [[attempt_id, rank, [[first, last], ...]], ...], refused: delivered and deleted |
 
 Written only by the holder of session.lock, who reads it after having the lock, never before.
 """
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,37 +26,92 @@ from ddphub.session.lines import LineWriter, read_lines
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Pruned:
+    """What a spool file held that was delivered and deleted.
+
+    Attributes:
+        streams: (attempt_id, rank) -> ranges of numbers, first and last included.
+        refused: why saves were refused -> how many.
+    """
+
+    streams: dict[tuple[str, int], list[tuple[int, int]]]
+    refused: dict[str, int]
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> "Pruned":
+        """Reads a journal's record.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError: it is none.
+        """
+        streams = {
+            (str(attempt_id), int(rank)): [(int(first), int(last)) for first, last in ranges]
+            for attempt_id, rank, ranges in record["streams"]
+        }
+        return cls(streams, {str(reason): int(count) for reason, count in record["refused"].items()})
+
+    def to_record(self, spool: str) -> dict[str, Any]:
+        """As the journal keeps it."""
+        streams = [[*stream, ranges] for stream, ranges in self.streams.items()]
+        return {"record": "pruned", "spool": spool, "streams": streams, "refused": self.refused}
+
+
 @dataclass
 class Delivered:
     """What a journal says.
 
     Attributes:
         offsets: spool file name -> bytes done.
+        model: (hub, model_id), once registered.
         receipts: entry_id -> the hub's checkpoint id.
         superseded: entry ids dropped unsent.
         aside_events: (spool, attempt_id, rank, seq) -> reason.
         aside_entries: entry_id -> reason.
+        pruned: spool file name -> what it held.
         damaged: lines that could not be read.
     """
 
     offsets: dict[str, int] = field(default_factory=dict)
+    model: tuple[str, str] | None = None
     receipts: dict[str, str] = field(default_factory=dict)
     superseded: set[str] = field(default_factory=set)
     aside_events: dict[tuple[str, str, int, int], str] = field(default_factory=dict)
     aside_entries: dict[str, str] = field(default_factory=dict)
+    pruned: dict[str, Pruned] = field(default_factory=dict)
     damaged: int = 0
 
     def is_done(self, entry_id: str) -> bool:
         """Whether nothing more has to be sent of this entry."""
         return entry_id in self.receipts or entry_id in self.superseded
 
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Records that say the same as this."""
+        if self.model is not None:
+            yield {"record": "model", "hub": self.model[0], "model_id": self.model[1]}
+        for spool, pruned in self.pruned.items():
+            yield pruned.to_record(spool)
+        for spool, offset in self.offsets.items():
+            yield {"record": "offset", "spool": spool, "offset": offset}
+        for entry_id, checkpoint_id in self.receipts.items():
+            yield {"record": "receipt", "entry_id": entry_id, "checkpoint_id": checkpoint_id}
+        for entry_id in sorted(self.superseded):
+            yield {"record": "superseded", "entry_id": entry_id}
+        for (spool, attempt_id, rank, seq), reason in self.aside_events.items():
+            event = {"attempt_id": attempt_id, "rank": rank, "seq": seq}
+            yield {"record": "aside_event", "spool": spool, **event, "reason": reason}
+        for entry_id, reason in self.aside_entries.items():
+            yield {"record": "aside_entry", "entry_id": entry_id, "reason": reason}
+
     def apply(self, record: dict[str, Any]) -> None:
         """Takes one record in.
 
         Raises:
-            KeyError, TypeError, ValueError: when it is no record of a journal.
+            KeyError, TypeError, ValueError, AttributeError: when it is no record of a journal.
         """
         match record["record"]:
+            case "model":
+                self.model = (str(record["hub"]), str(record["model_id"]))
             case "offset":
                 spool, offset = str(record["spool"]), int(record["offset"])
                 self.offsets[spool] = max(offset, self.offsets.get(spool, 0))
@@ -67,6 +125,9 @@ class Delivered:
                 self.aside_events[key] = str(record["reason"])
             case "aside_entry":
                 self.aside_entries[str(record["entry_id"])] = str(record["reason"])
+            case "pruned":
+                self.pruned[str(record["spool"])] = Pruned.from_record(record)
+                self.offsets.pop(str(record["spool"]), None)
             case "retry":
                 # Delivery of a spool file starts over: the hub knows what it has, so a repeat changes nothing.
                 for spool, *_ in self.aside_events:
@@ -83,7 +144,7 @@ def read_journal(path: Path) -> Delivered:
     for line in read_lines(path):
         try:
             delivered.apply(line.record or {})
-        except (KeyError, TypeError, ValueError, OverflowError):
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
             delivered.damaged += 1
     if delivered.damaged:
         logger.warning("%s: %d damaged lines skipped", path, delivered.damaged)
@@ -112,6 +173,29 @@ class Journal:
             self._writer.sync()
         for record in records:
             self.state.apply(record)
+
+    def compact(self) -> None:
+        """Replaces the file by one that says the same in fewer lines; a damaged one stays as it is.
+
+        Only for a run that has ended: a deliverer whom the lock did not keep out would go on writing to the old file,
+        and send again what it acknowledged there.
+
+        Raises:
+            OSError: it cannot be written; the old file is then still there.
+        """
+        if self.state.damaged:
+            return
+        path = self._writer.path
+        self._writer.close()
+        fresh = path.with_suffix(".new")
+        fresh.unlink(missing_ok=True)
+        writer = LineWriter(fresh)
+        try:
+            writer.append(to_json(record) for record in self.state.records())
+            writer.sync()
+        finally:
+            writer.close()
+        fresh.replace(path)
 
     def close(self) -> None:
         """Closes the file."""

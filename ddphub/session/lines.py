@@ -64,6 +64,41 @@ def read_lines(path: Path, offset: int = 0) -> Iterator[Line]:
             offset = end
 
 
+def partial_last_line(path: Path) -> int:
+    """Bytes behind the last newline: a writer is about to finish them, or died in the middle. 0 without a file.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return 0
+    with file:
+        size = end = file.seek(0, os.SEEK_END)
+        while end > 0:
+            start = max(0, end - 65536)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                return size - (start + newline + 1)
+            end = start
+    return size
+
+
+def close_last_line(path: Path) -> int:
+    """Ends a partial last line whose writer is dead, so that it reads as a damaged one; returns its bytes.
+
+    Raises:
+        OSError: the file cannot be read or written.
+    """
+    size = partial_last_line(path)
+    if size:
+        with path.open("ab") as file:
+            file.write(b"\n")
+    return size
+
+
 def _parse(line: bytes) -> dict[str, Any] | None:
     checksum, _, text = line.rstrip(b"\n").partition(b" ")
     if checksum != f"{zlib.crc32(text):08x}".encode():

@@ -53,7 +53,6 @@ class Session:
         client: HubClient | None,
         rate_limits: RateLimits,
     ) -> None:
-        self._info = info
         self._attempt_id = attempt_id
         self._staging = staging
         self._client = client
@@ -63,7 +62,7 @@ class Session:
         self._deadline = float("inf")
         self._opening = threading.Lock()  # around the first request: two loops must not register twice
         self._delivery = Delivery(
-            folder=folder, info=info, staging=staging, client=client, ckpt_interval=rate_limits.ckpt
+            folder=folder, info=info, staging=staging, client=client, hub=info.hub, ckpt_interval=rate_limits.ckpt
         )
         self._heartbeat: Loop | None = None
         if client is None:
@@ -86,12 +85,12 @@ class Session:
     @property
     def url(self) -> str | None:
         """Where a person looks; None until registered."""
-        return self._info.url
+        return self._delivery.url
 
     @property
     def model_id(self) -> str | None:
         """The hub's id; None until registered."""
-        return self._info.model_id
+        return self._delivery.model_id
 
     @property
     def stop_requested(self) -> bool:
@@ -190,7 +189,7 @@ class Session:
         return delivery is not None and delivery.send_checkpoints(flush=finishing)
 
     def _beat(self, _finishing: bool) -> bool:
-        model_id = self._info.model_id
+        model_id = self.model_id
         if self._ready and model_id and self._client:
             stop = self._client.heartbeat(model_id, self._attempt_id)
             self._delivery.stop_requested = self._delivery.stop_requested or stop

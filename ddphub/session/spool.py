@@ -4,6 +4,7 @@
 writes what the relay could not take.
 """
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -15,6 +16,8 @@ from ddphub.distributed.courier import Answer
 from ddphub.errors import JournalError
 from ddphub.session.folder import RunFolder, RunInfo
 from ddphub.session.lines import LineWriter, PartlyWrittenError
+from ddphub.session.lock import SessionLock
+from ddphub.session.presence import Presence
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +104,7 @@ class StraySpool:
         self._root = root
         self._fallback = fallback
         self._writers: dict[Path, LineWriter] = {}
+        self._presence: Presence | None = None
         self.left_in: Path | None = None
 
     def write(self, answer: Answer | None, stream_id: str, batches: Sequence[str]) -> None:
@@ -119,7 +123,8 @@ class StraySpool:
     def adopt(self, answer: Answer, nonce: str) -> None:
         """Moves what was written under the nonce to the run that rank 0 has named.
 
-        A rename, so a crash leaves the events in one place; they keep the nonce for an attempt id.
+        A rename, so a crash leaves the events in one place; they keep the nonce for an attempt id. What `ddphub sync`
+        has begun to deliver stays a run of its own, or it would be delivered twice.
 
         Raises:
             OSError: it cannot be moved; it stays where it is, as a run of its own.
@@ -129,13 +134,34 @@ class StraySpool:
         target = self.folder(answer, nonce)
         if target.path == unanswered.path or not stray.exists():
             return
-        target.spool.mkdir(parents=True, exist_ok=True, mode=0o700)
-        stray.rename(target.rank_file(nonce, self._rank))
-        self._writers.pop(stray).close()
-        self.left_in = target.path
-        unanswered.run_json.unlink()
-        unanswered.spool.rmdir()
-        unanswered.path.rmdir()
+        lock = SessionLock(unanswered.session_lock)
+        if not lock.acquire():
+            return
+        try:
+            if unanswered.journal.exists():
+                return
+            target.spool.mkdir(parents=True, exist_ok=True, mode=0o700)
+            stray.rename(target.rank_file(nonce, self._rank))
+            self._writers.pop(stray).close()
+            self.left_in = target.path
+            unanswered.run_json.unlink()
+        finally:
+            lock.release()
+        self._leave()
+        with contextlib.suppress(OSError):  # an empty folder without run.json is no run
+            # Who waits for this lock looks for run.json once it has it.
+            unanswered.session_lock.unlink()
+            unanswered.spool.rmdir()
+            unanswered.path.rmdir()
+
+    def close(self) -> None:
+        """At the end of the run: what this rank left on disk is no longer in use."""
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._presence is not None:
+            self._presence.stop()
+            self._presence = None
 
     def folder(self, answer: Answer | None, stream_id: str) -> RunFolder:
         """The run directory that this rank can write: rank 0's if it is visible here, else one of its own.
@@ -159,5 +185,7 @@ class StraySpool:
         own = RunFolder(self._root / info.run_id)
         if not own.run_json.exists():
             own.create()
+            self._presence = Presence(own.alive)
+            self._presence.start()
             info.save(own.run_json)
         return own

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Final
 from ddphub.checkpoints.staging import StagingArea
 from ddphub.errors import HubError, HubUnavailable, StagingError
 from ddphub.hubs.client import HubClient
+from ddphub.session import presence
 from ddphub.session.delivery import Delivery
-from ddphub.session.folder import RunFolder, RunInfo
+from ddphub.session.folder import KEEP_DAYS, UNANSWERED, RunFolder, RunInfo
+from ddphub.session.lines import close_last_line
 from ddphub.session.loop import Backoff
 
 logger = logging.getLogger(__name__)
@@ -26,7 +29,7 @@ class Outcome:
 
     Attributes:
         done: whether this call left nothing to send.
-        repaired: sentences about what a crash had left and is mended.
+        repaired: sentences about what a crash had left and is mended, and about what was pruned.
         error: why it is not done.
     """
 
@@ -46,19 +49,24 @@ def find_runs(path: Path) -> Iterator[RunFolder]:
 
 def sync_run(
     folder: RunFolder,
-    client: HubClient,
+    client: HubClient | None,
     *,
-    hub: str,
+    hub: str | None,
     retry_aside: bool = False,
+    keep_days: float = KEEP_DAYS,
     progress: Callable[[str, int], None] = lambda _kind, _count: None,
 ) -> Outcome:
     """Delivers one run directory. Any machine that sees it; at most one deliverer at a time does anything.
 
+    What a living process owns is not touched: its copies under way, its files' last lines, and a directory that its
+    rank may still hand over to the run it belongs to.
+
     Args:
         folder: the run directory.
-        client: the hub.
-        hub: its URL, recorded in run.json.
+        client: the hub; None only repairs and prunes, for a run of which nothing is left to send.
+        hub: its URL.
         retry_aside: try again what was set aside.
+        keep_days: a spool file of an ended run that is delivered whole and older than this is deleted.
         progress: called with "events" or "checkpoints" and how many are done now.
 
     Raises:
@@ -66,22 +74,42 @@ def sync_run(
         JournalError: run.json does not say what it should.
     """
     info = RunInfo.load(folder.run_json)
-    if info.hub != hub:
-        info.hub, info.model_id = hub, None
+    in_use = presence.is_in_use(folder.alive)
+    if in_use and info.run_id.startswith(UNANSWERED):
+        return Outcome(False, [], "its rank is alive and waits to be told which run it belongs to")
     staging = StagingArea(folder.staging)
-    delivery = Delivery(folder=folder, info=info, staging=staging, client=client, progress=progress)
-    if not delivery.acquire():
-        return Outcome(False, [], "another process delivers it at this moment")
+    delivery = Delivery(folder=folder, info=info, staging=staging, client=client, hub=hub, progress=progress)
+    repaired: list[str] = []
     try:
-        repaired = staging.recover()
+        if not delivery.acquire():
+            return Outcome(False, [], "another process delivers it at this moment")
+        if not folder.run_json.exists():
+            return Outcome(True, ["it was handed over to the run that it belongs to"])
+        repaired += staging.recover()
+        if not in_use:
+            repaired += _close_last_lines(folder)
         if retry_aside:
             delivery.retry_aside()
-        _drain(delivery)
+        if client is not None:
+            _drain(delivery)
+        if not in_use:
+            repaired += delivery.prune(before=time.time() - keep_days * 86400)
         return Outcome(True, repaired)
     except (StagingError, OSError, HubError) as error:
-        return Outcome(False, [], str(error))
+        return Outcome(False, repaired, str(error))
     finally:
         delivery.release()
+
+
+def _close_last_lines(folder: RunFolder) -> list[str]:
+    """Ends partial last lines, which killed processes left: as damaged lines they stay, and are named."""
+    closed = []
+    for path in folder.spool_files():
+        # Another rank may outlive rank 0, and be in the middle of that line.
+        is_still = time.time() - path.stat().st_mtime > presence.LATE
+        if is_still and (size := close_last_line(path)):
+            closed.append(f"closed a partial last line of {size} bytes in {path}")
+    return closed
 
 
 def _drain(delivery: Delivery) -> None:

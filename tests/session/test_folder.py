@@ -16,7 +16,6 @@ GOOD = {
     "project": "digits",
     "name": "net",
     "hub": "https://hub",
-    "model_id": "m1",
     "config": {"lr": 0.1},
     "attempts": [ATTEMPT],
     "world_size": 4,
@@ -41,7 +40,7 @@ def damaged(path, content):
 
 def test_what_is_saved_is_loaded(path):
     """Every field."""
-    info = RunInfo("run-1", "digits", "Netz ü", "https://h", "m", {"a": [1, None, "\ud800"]}, [ATTEMPT], 8, 2, 1.5)
+    info = RunInfo("run-1", "digits", "Netz ü", "https://h", {"a": [1, None, "\ud800"]}, [ATTEMPT], 8, 2, 1.5)
     info.save(path)
     assert RunInfo.load(path) == info
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -52,7 +51,7 @@ def test_defaults_are_saved_too(path):
     info = RunInfo("run-1", "digits", "net")
     info.save(path)
     assert RunInfo.load(path) == info
-    assert (info.hub, info.model_id, info.restart_count, info.url) == (None, None, None, None)
+    assert (info.hub, info.restart_count) == (None, None)
 
 
 def test_a_save_replaces_the_file_as_a_whole(path):
@@ -108,7 +107,7 @@ def test_a_missing_field_is_named(path, field):
     except JournalError as error:
         assert field in str(error)  # noqa: PT017  # naming it and doing without it are both right
     else:
-        assert field in {"hub", "model_id", "restart_count"}
+        assert field in {"hub", "restart_count"}
 
 
 @pytest.mark.parametrize(
@@ -116,7 +115,7 @@ def test_a_missing_field_is_named(path, field):
     [
         *(("run_id", bad) for bad in (None, 7, "", "../up", "a/b", ".x", "x" * 200, ["a"])),
         *((field, bad) for field in ("project", "name") for bad in (None, 7, "", "a/b", "..", "a\nb", " ")),
-        *((field, bad) for field in ("hub", "model_id") for bad in (7, True, [], {})),
+        *((field, bad) for field in ("hub",) for bad in (7, True, [], {})),
         *(("config", bad) for bad in (None, [], "x", 7)),
         *(("attempts", bad) for bad in (None, {}, "x", [None], [7], ["x"], [ATTEMPT, ATTEMPT.upper()], [[ATTEMPT]])),
         *(("world_size", bad) for bad in (None, "4", 4.0, True, [])),
@@ -156,7 +155,7 @@ def test_no_json_makes_reading_raise_anything_else(tmp_path_factory, changed):
         assert str(path) in str(error)  # noqa: PT017  # both are right
         return
     info.save(path)
-    assert info.url is None or info.url.startswith(info.hub)
+    assert RunInfo.load(path) == info
 
 
 @settings(deadline=None, database=None, max_examples=300)
@@ -180,18 +179,12 @@ def test_deep_nesting_is_damage(path, depth):
     damaged(path, '{"run_id":"a","project":"p","name":"n","hub":' + "[" * depth + "]" * depth + "}")
 
 
-def test_the_url_needs_a_hub_and_a_model():
-    """It is the model's page."""
-    assert RunInfo("r", "p", "n", "https://h").url is None
-    assert RunInfo("r", "p", "n", None, "m").url is None
-    assert RunInfo("r", "p", "n", "https://h", "m").url == "https://h/models/m"
-
-
 def test_the_layout_is_as_drawn(tmp_path):
     """Every path in its place, and nothing is made by asking."""
     folder = RunFolder(tmp_path / "run")
     made = {
         "run.json": folder.run_json,
+        "alive.json": folder.alive,
         "session.lock": folder.session_lock,
         "delivered.jsonl": folder.journal,
         f"spool/{ATTEMPT}-relay.jsonl": folder.relay_file(ATTEMPT),
