@@ -6,6 +6,8 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final
 
 from ddphub import names
@@ -21,12 +23,16 @@ from ddphub.errors import JournalError, SettingsError
 from ddphub.events import Event
 from ddphub.session.folder import RunFolder, RunInfo
 from ddphub.session.lines import LineWriter
+from ddphub.session.lock import SessionLock
 from ddphub.session.presence import Presence
 from ddphub.session.report import report
 from ddphub.session.session import Session
 from ddphub.session.spool import OwnSpool
 
 logger = logging.getLogger(__name__)
+
+RUN_LOCK_WAIT: Final = 2.0
+"""Seconds that a start waits for another start of the same run to have written run.json."""
 
 HUB_WAIT: Final = 2.0
 """Seconds that `init` waits on rank 0 so that `run.url` can be printed; training starts without it after that."""
@@ -56,8 +62,9 @@ class Owner:
         self.folder = RunFolder(settings.root / run_id)
         try:
             self.folder.create()
-            self.info = self._continue_or_make(settings, run_id, slurm)
-            self.info.save(self.folder.run_json)
+            with _briefly(self.folder.run_lock):
+                self.info = self._continue_or_make(settings, run_id, slurm)
+                self.info.save(self.folder.run_json)
         except OSError as error:
             raise SettingsError("dir", str(settings.root), "settings", f"cannot be written: {error}") from error
         self._presence = Presence(self.folder.alive)
@@ -179,6 +186,19 @@ class Owner:
         info.world_size = self._topology.world_size
         info.restart_count = slurm.restart_count if slurm else None
         return info
+
+
+@contextlib.contextmanager
+def _briefly(path: Path) -> Iterator[None]:
+    """Two starts of one run id take turns, so that run.json gets both attempts; one that hangs is not waited for."""
+    lock = SessionLock(path)
+    until = time.monotonic() + RUN_LOCK_WAIT
+    while not lock.acquire() and time.monotonic() < until:
+        time.sleep(0.02)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def decide_run_id(settings: Settings, slurm: SlurmJob | None, rendezvous: Rendezvous, keys: Keys, ordinal: int) -> str:

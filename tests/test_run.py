@@ -20,7 +20,7 @@ from jobs import ddphub as command_line
 from jobs import wait_until
 
 import ddphub
-from ddphub.session.folder import RunFolder
+from ddphub.session.folder import RunFolder, RunInfo
 from ddphub.session.report import report
 
 ALL = {"ckpt": 0, "metrics": 0.2}
@@ -541,3 +541,19 @@ def test_many_events_that_the_hub_refuses_do_not_hold_up_those_behind_them(start
     assert [one["step"] for one in view.metrics()] == [1]
     counts = report_of(run, tmp_path).events
     assert (counts["set_aside"], counts["pending"]) == (30, 0)
+
+
+def test_two_starts_of_one_run_at_the_same_moment_are_two_attempts(tmp_path):
+    """run.json gets both, whoever writes it last."""
+    program = (
+        "import sys, time, ddphub\n"
+        "time.sleep(max(0.0, float(sys.argv[2]) - time.time()))\n"
+        "ddphub.init(project='tests', name='twice', dir=sys.argv[1], run_id='twice', mode='offline').finish()\n"
+    )
+    at = str(time.time() + 3)
+    starts = [
+        subprocess.Popen([sys.executable, "-c", program, str(tmp_path), at], stderr=subprocess.DEVNULL)
+        for _ in range(3)
+    ]  # fmt: skip
+    assert [start.wait(60) for start in starts] == [0] * 3
+    assert len(RunInfo.load(tmp_path / "twice" / "run.json").attempts) == 3

@@ -1,16 +1,21 @@
 """The client of the self-hosted hub: the delivery API (see wire.py)."""
 
+import contextlib
 import json
 import logging
+import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 from urllib.parse import quote, urljoin
 
 import requests
+from requests.adapters import HTTPAdapter
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, ProxyManager
+from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from ddphub import __version__
 from ddphub.errors import HubModelGone, HubRejected, HubUnauthorized, HubUnavailable
@@ -22,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT: Final = 10.0
 READ_TIMEOUT: Final = 60.0
-"""Seconds between two bytes of an answer; the hub answers a long check with 202 rather than late."""
+"""Seconds for a whole answer, once the request is sent; the hub answers a long check with 202 rather than late."""
 
 CHECK_POLL: Final = 1.0
 CHECK_TIMEOUT: Final = 3600.0
@@ -178,22 +183,24 @@ class DdphubClient:
     ) -> requests.Response:
         if key and self._api_key:
             headers["x-api-key"] = self._api_key
-        try:
-            response = self._session().request(
-                method,
-                url,
-                data=body,
-                headers=headers,
-                params=params,
-                timeout=(CONNECT_TIMEOUT, READ_TIMEOUT),
-                allow_redirects=False,  # a redirect would carry the key to another host
-                stream=True,
-            )
-            _read_whole(response)
-        except (requests.RequestException, OSError) as error:
-            if isinstance(error, FileNotFoundError):
-                raise
-            raise HubUnavailable(f"{method} {_shown(url)}: {_cause(error)}") from error
+        with _Alarm() as alarm:
+            try:
+                response = self._session().request(
+                    method,
+                    url,
+                    data=body,
+                    headers=headers,
+                    params=params,
+                    timeout=(CONNECT_TIMEOUT, READ_TIMEOUT),
+                    allow_redirects=False,  # a redirect would carry the key to another host
+                    stream=True,
+                )
+                _read_whole(response)
+            except (requests.RequestException, OSError) as error:
+                if isinstance(error, FileNotFoundError):
+                    raise
+                cause = f"no whole answer within {READ_TIMEOUT:g} s" if alarm.rang else _cause(error)
+                raise HubUnavailable(f"{method} {_shown(url)}: {cause}") from error
         _raise_for_status(response, f"{method} {_shown(url)}", signed=not key)
         return response
 
@@ -203,6 +210,8 @@ class DdphubClient:
             session = requests.Session()
             session.trust_env = True  # proxies of the site
             session.auth = _no_netrc  # with trust_env, a netrc entry would replace our header
+            session.mount("http://", _Adapter())
+            session.mount("https://", _Adapter())
             session.headers["user-agent"] = f"ddphub/{__version__}"
             self._local.session = session
             self._sessions.append(session)
@@ -232,18 +241,86 @@ class _FilePart:
                 yield block
 
 
+class _Alarm:
+    """Ends a request whose answer takes too long: a timeout of each read alone lets one trickle for ever.
+
+    A context manager around one request of the calling thread; its connection sets the alarm when the body is sent.
+    """
+
+    _current = threading.local()
+
+    def __init__(self) -> None:
+        self.rang = False
+        self._timer: threading.Timer | None = None
+
+    def __enter__(self) -> Self:
+        self._current.alarm = self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del self._current.alarm
+        if self._timer is not None:
+            self._timer.cancel()
+
+    @classmethod
+    def set(cls, connection: socket.socket) -> None:
+        """Gives the calling thread's request READ_TIMEOUT seconds from now."""
+        alarm = cls._current.alarm
+        alarm._timer = threading.Timer(READ_TIMEOUT, alarm._ring, (connection,))
+        alarm._timer.daemon = True
+        alarm._timer.start()
+
+    def _ring(self, connection: socket.socket) -> None:
+        self.rang = True
+        with contextlib.suppress(OSError):  # it is closed already
+            socket.socket.shutdown(connection, socket.SHUT_RDWR)  # of the socket below TLS: its reader finds the end
+
+
+class _PlainConnection(HTTPConnection):
+    def getresponse(self) -> Any:  # noqa: ANN401  # urllib3 overrides the standard library's with a type of its own
+        _Alarm.set(self.sock)
+        return super().getresponse()
+
+
+class _TlsConnection(HTTPSConnection):
+    def getresponse(self) -> Any:  # noqa: ANN401  # urllib3 overrides the standard library's with a type of its own
+        _Alarm.set(self.sock)
+        return super().getresponse()
+
+
+class _PlainPool(HTTPConnectionPool):
+    ConnectionCls = _PlainConnection
+
+
+class _TlsPool(HTTPSConnectionPool):
+    ConnectionCls = _TlsConnection
+
+
+class _Adapter(HTTPAdapter):
+    """Connections that set the alarm."""
+
+    def init_poolmanager(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  # requests' own
+        super().init_poolmanager(*arguments, **options)
+        self.poolmanager.pool_classes_by_scheme = {"http": _PlainPool, "https": _TlsPool}
+
+    def proxy_manager_for(self, *arguments: Any, **options: Any) -> ProxyManager:  # noqa: ANN401  # requests' own
+        manager: ProxyManager = super().proxy_manager_for(*arguments, **options)
+        if type(manager) is ProxyManager:  # a SOCKS proxy has connections of its own
+            manager.pool_classes_by_scheme = {"http": _PlainPool, "https": _TlsPool}
+        return manager
+
+
 def _read_whole(response: requests.Response) -> None:
-    """Reads an answer of bounded size in bounded time: a read timeout alone lets one trickle for ever.
+    """Reads an answer of bounded size.
 
     Raises:
-        OSError: it does not end.
+        OSError: it is too large.
     """
-    until = time.monotonic() + READ_TIMEOUT
     content = bytearray()
     with response:
         for block in response.iter_content(64 * 1024):
             content += block
-            if len(content) > MAX_ANSWER or time.monotonic() > until:
+            if len(content) > MAX_ANSWER:
                 raise OSError(f"the answer does not end: {len(content)} bytes so far")
     response._content = bytes(content)
 

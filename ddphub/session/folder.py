@@ -3,6 +3,7 @@
 ```
 <root>/<run_id>/                 root: DDPHUB_DIR, default ./.ddphub ; modes 0700 / 0600
   run.json                       project, name, hub, attempts; written by rank 0 before the first step; no secret
+  run.lock                       around a change of run.json, by starts of one run id at the same moment
   alive.json                     see session/presence.py
   session.lock                   FileLock: who may deliver and delete (rank 0 of one attempt, or one `ddphub sync`)
   delivered.jsonl                the delivery journal: model id, spool offsets, receipts; only under session.lock
@@ -46,6 +47,11 @@ class RunFolder:
     def alive(self) -> Path:
         """Whether a process has the directory in use."""
         return self.path / "alive.json"
+
+    @property
+    def run_lock(self) -> Path:
+        """Held while run.json is read and written."""
+        return self.path / "run.lock"
 
     @property
     def session_lock(self) -> Path:

@@ -185,6 +185,7 @@ def test_the_layout_is_as_drawn(tmp_path):
     made = {
         "run.json": folder.run_json,
         "alive.json": folder.alive,
+        "run.lock": folder.run_lock,
         "session.lock": folder.session_lock,
         "delivered.jsonl": folder.journal,
         f"spool/{ATTEMPT}-relay.jsonl": folder.relay_file(ATTEMPT),
