@@ -181,6 +181,8 @@ class Collector:
 
     def _serve(self, store: Store) -> None:
         queue = self._keys.queue(self._attempt_id)
+        for peer in self.peers.values():
+            self._answer_hello(store, peer)  # what was set on a connection that broke may not have arrived
         while True:
             over = self._is_over()
             self._greet(store)
@@ -226,10 +228,13 @@ class Collector:
                 first = nonces.index(nonce) * PROCESS_STRIDE
                 self.peers[rank] = Peer(rank, nonce, about, time.monotonic(), first=first, is_local=is_local)
                 self._say(self.peers[rank], "joined")
-            # The acknowledgement's key first: the rank reads it without waiting once it has the answer.
-            self._acknowledge_one(store, self.peers[rank], closed=False)
-            answer = to_json({**self._answer, "first": self.peers[rank].first})
-            store.set(self._keys.answer(nonce), answer)
+            self._answer_hello(store, self.peers[rank])
+
+    def _answer_hello(self, store: Store, peer: Peer) -> None:
+        # The acknowledgement's key first: the rank reads it without waiting once it has the answer.
+        self._acked.pop(peer.nonce, None)
+        self._acknowledge_one(store, peer, closed=False)
+        store.set(self._keys.answer(peer.nonce), to_json({**self._answer, "first": peer.first}))
 
     def _drain(self, store: Store, queue: str) -> None:
         until = time.monotonic() + DRAIN_SECONDS

@@ -35,6 +35,10 @@ RESEND_AFTER: Final = 2.0
 ACK_LATE: Final = 5.0
 """Seconds after which an unacknowledged batch goes to the spool file, and the courier says hello again."""
 
+ANSWER_LATE: Final = 30.0
+"""Seconds that events wait in memory for rank 0's first answer; then a kill would take too many, and they go to disk
+under the nonce. Longer than a short break: on a node without the shared folder they stay there as a run of its own."""
+
 CONNECT_PAUSES: Final = (1.0, 2.0, 5.0, 10.0, 30.0)
 """Seconds between attempts to reach a store that failed; after the last one this rank writes its spool file only.
 Torch prints a stack trace for each failed call, so the attempts are few."""
@@ -124,6 +128,7 @@ class Courier:
         self._spilling = threading.Lock()  # around a write to the spool file: flush and outbox may both want to
         self._unanswered: list[str] = []
         self._unanswered_bytes = 0
+        self._unanswered_since = time.monotonic()
         self._stream_id = self.nonce
         self._next_seq = 0
         self._held: deque[_Held] = deque()
@@ -147,6 +152,8 @@ class Courier:
         now = time.monotonic()
         with self._lock:
             if self.answer is None:
+                if not self._unanswered:
+                    self._unanswered_since = now
                 self._unanswered.extend(events)
                 self._unanswered_bytes += sum(map(len, events))
             else:
@@ -173,6 +180,8 @@ class Courier:
         self._stopped = True
         self._wake.set()
         self._spill_all()
+        # A thread that comes back from torch's C++ while the interpreter ends takes the process down with SIGABRT.
+        self._thread.join(max(0.5, deadline - time.monotonic()))
 
     @property
     def unspilled(self) -> int:
@@ -192,7 +201,8 @@ class Courier:
         with self._lock:
             too_much = self._unanswered_bytes > relay.UNANSWERED_WINDOW or self._held_bytes() > relay.WINDOW
             late = any(not held.spilled and now - held.since > ACK_LATE for held in self._held)
-        if too_much or late or self.gave_up or self._left_behind:
+            late = late or (bool(self._unanswered) and now - self._unanswered_since > ANSWER_LATE)
+        if too_much or late or self.gave_up or self._stopped or self._left_behind:
             self._spill_all()
 
     def _held_bytes(self) -> int:
@@ -292,11 +302,16 @@ class Courier:
 
     def _serve(self, store: Store) -> None:
         last_ack = last_beat = last_hello = time.monotonic()
+        patience = ACK_LATE
         while not self._stopped:
             now = time.monotonic()
             if self.answer is None:
                 self._take_answer(store)
                 if self.answer is None:
+                    if now - last_hello > patience:
+                        # Whoever took the hello from its queue may have died, or lost its connection, with it.
+                        last_hello, patience = now, 2 * patience
+                        self._say_hello(store)
                     self._wait(TICK)
                     continue
             self._push(store, now)

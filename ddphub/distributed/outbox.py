@@ -30,6 +30,9 @@ GPU_PATIENCE: Final = 60.0
 GPU_FLUSH: Final = 2.0
 """Seconds that a flush waits for them."""
 
+CLOSING: Final = 0.5
+"""Seconds that the last packing may wait for one under way, or for CUDA scalars."""
+
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
@@ -83,7 +86,9 @@ class Outbox:
         return True
 
     def close(self) -> None:
-        """Stops the thread; the caller has flushed."""
+        """Stops the thread, after a last packing: a script that a signal ends goes on reporting meanwhile."""
+        if not self._stopped:
+            self.flush(CLOSING)
         self._stopped = True
         self._wake.set()
 

@@ -89,6 +89,9 @@ class Rendezvous:
     def __init__(self, topology: Topology, environ: Mapping[str, str] | None = None) -> None:
         self._topology = topology
         self._environ = os.environ if environ is None else environ
+        if topology.world_size > 1:
+            # Here, in the main thread: the relay's threads need it, and two first imports at once see half a module.
+            import torch.distributed  # noqa: F401, PLC0415  # `import ddphub` must not import torch
         # The process group's own store object: destroy_process_group would otherwise end its server on rank 0.
         self._kept: Any = None
 

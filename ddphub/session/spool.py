@@ -132,7 +132,7 @@ class StraySpool:
         unanswered = RunFolder(self._root / self._fallback(nonce).run_id)
         stray = unanswered.rank_file(nonce, self._rank)
         target = self.folder(answer, nonce)
-        if target.path == unanswered.path or not stray.exists():
+        if not stray.exists() or target.path.samefile(unanswered.path):  # the same by two mounts, perhaps
             return
         lock = SessionLock(unanswered.session_lock)
         if not lock.acquire():
