@@ -62,6 +62,8 @@ class Claims:
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
+        self._has_home = layout.root.parent.exists()
+        self._unreleased: set[str] = set()  # own claims that the disk did not let go of
 
     def claim(self, slot: Slot, find_committed: Callable[[Slot], str | None]) -> tuple[str, bool]:
         """Claim a slot, or find who has it.
@@ -74,6 +76,10 @@ class Claims:
             The slot's entry id, and whether the claim is new.
         """
         entry_id, abandoned = new_hex_id(), None
+        # A slot that stayed with a save that failed would be taken as long as this process lives.
+        for unreleased in list(self._unreleased):
+            self.release(unreleased)
+            self._unreleased.discard(unreleased)
         with self.released_on_error(entry_id):
             with self._locked():
                 held = self._read_slot(slot, find_committed)
@@ -131,7 +137,8 @@ class Claims:
             try:
                 self.release(entry_id)
             except (OSError, StagingError) as problem:
-                # The first problem matters more; `recover` cleans up once this process is gone.
+                # The first problem matters more; the next claim tries again, and `recover` once this process is gone.
+                self._unreleased.add(entry_id)
                 _logger.warning("could not clean up %s: %s", self._layout.incoming(entry_id), problem)
             raise
 
@@ -272,7 +279,12 @@ class Claims:
 
         Raises:
             StagingError: it cannot be had in time, and `required`.
+            OSError: the area cannot be made, or its run directory has gone.
         """
+        if self._has_home:
+            # Not made again: where a file system has gone away, its mount point is an empty folder, and what is
+            # staged there would be hidden as soon as the file system is back.
+            self._layout.root.parent.stat()
         for folder in (self._layout.root, self._layout.slots, self._layout.arrivals):
             make_private(folder)
         # One object a hold: two threads sharing one would both be let in. Our own loop: a fork waits for a thread

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
-from ddphub.checkpoints.disk import read_json, sync_file, sync_folder, write_json
+from ddphub.checkpoints.disk import NO_ROOM, read_json, sync_file, sync_folder, write_json
 from ddphub.checkpoints.entry import Entry
 from ddphub.checkpoints.layout import DIGEST, FILES, RECORD
 from ddphub.errors import StagingError
@@ -94,6 +94,9 @@ def read_digest(entry: Entry) -> Digest | None:
 def write_digest(entry: Entry, part_size: int, former: Digest | None) -> Digest:
     """Bring an entry to the disk and write its digest. Any process.
 
+    A disk without room for the digest is no obstacle: only the next reader must compute it again, and an entry that
+    is sent makes room.
+
     Args:
         entry: a committed entry.
         part_size: bytes of a part.
@@ -114,7 +117,12 @@ def write_digest(entry: Entry, part_size: int, former: Digest | None) -> Digest:
     for old, now in zip(former.files if former else (), digest.files, strict=False):
         if old.sha256 != now.sha256:
             raise StagingError(f"{entry.file_path(now.name)}: the bytes changed since they were sealed")
-    write_json(entry.folder / DIGEST, digest.to_json(), durable=True)
+    try:
+        write_json(entry.folder / DIGEST, digest.to_json(), durable=True)
+    except OSError as problem:
+        if problem.errno not in NO_ROOM:
+            raise
+        _logger.info("%s is not kept: %s", entry.folder / DIGEST, problem.strerror)
     return digest
 
 

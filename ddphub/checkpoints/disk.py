@@ -17,11 +17,16 @@ from ddphub.events import to_json
 FOLDER_MODE: Final = 0o700
 FILE_MODE: Final = 0o600
 
+NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+"""Errors of a disk that takes nothing more and still gives what it has."""
+
 _REASONS: Final = {
     errno.ENOSPC: "the disk is full; free some space, or set a smaller byte budget",
     errno.EDQUOT: "the disk quota is used up; free some space, or set a smaller byte budget",
     errno.EROFS: "the file system is read-only; set DDPHUB_DIR to a folder that can be written",
     errno.EIO: "the disk reported an input/output error",
+    errno.ESTALE: "the file server no longer knows the file",
+    errno.ENOTCONN: "the file system is gone for now: its process has ended",
 }
 
 

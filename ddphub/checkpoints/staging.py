@@ -195,17 +195,22 @@ class StagingArea:
                 the same.
 
         Raises:
-            StagingError: the entry is gone or cannot be read, or its bytes changed since it was staged.
+            StagingError: the entry is gone, or its bytes changed since it was staged.
+            OSError: the disk does not answer at this moment; the entry stays as it is.
         """
         if part_size < 1:
             raise StagingError(f"part_size={part_size}: expected at least 1 byte")
         former = self.digest(entry)
         if former is not None and former.part_size == part_size:
             return former
-        with disk_errors(f"could not seal the staged checkpoint {entry.entry_id} ({entry.slot.name})"):
+        try:
             # The slot's record first: what is sealed may be delivered, and then the slot must stay known.
             self._claims.sync(entry.slot)
             return write_digest(entry, part_size, former)
+        except (FileNotFoundError, NotADirectoryError) as problem:
+            raise StagingError(
+                f"could not seal the staged checkpoint {entry.entry_id} ({entry.slot.name}): {problem.filename} is gone"
+            ) from problem
 
     def remove(self, entry_id: str) -> int:
         """Delete an entry that was delivered or dropped; its slot stays taken. Holder of session.lock only.

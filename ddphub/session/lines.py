@@ -10,14 +10,20 @@ a reader skips what does not match its checksum and says so. A partial last line
 be alive and about to finish it.
 """
 
+import errno
 import json
 import os
 import threading
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Errors that say nothing against the open file. After any other it is opened again by its name: a handle may be
+stale for ever (ESTALE after a server's restart, ENOTCONN when a FUSE daemon died) while the file is back."""
 
 
 class PartlyWrittenError(OSError):
@@ -118,6 +124,7 @@ class LineWriter:
         self._lock = threading.Lock()
         self._descriptor: int | None = None
         self._unsynced = False
+        self._made = False
 
     def append(self, texts: Iterable[str]) -> None:
         """Writes each text (JSON, one line) as a line.
@@ -131,6 +138,7 @@ class LineWriter:
                 try:
                     self._append_line(self._open(), _line(text))
                 except OSError as error:
+                    self._doubt(error)
                     if count:
                         raise PartlyWrittenError(error, count) from error
                     raise
@@ -147,8 +155,7 @@ class LineWriter:
             try:
                 os.ftruncate(descriptor, size)
             except OSError:
-                os.close(descriptor)
-                self._descriptor = None  # opening it again finds the partial line
+                self._let_go()  # opening it again finds the partial line
             raise
         self._unsynced = True
 
@@ -159,21 +166,40 @@ class LineWriter:
             OSError: when the disk says no.
         """
         with self._lock:
-            if self._unsynced and self._descriptor is not None:
-                os.fdatasync(self._descriptor)
-                self._unsynced = False
+            if not self._unsynced:
+                return
+            try:
+                os.fdatasync(self._open())
+            except OSError as error:
+                self._doubt(error)
+                raise
+            self._unsynced = False
 
     def close(self) -> None:
         """Closes the file; a later append opens it again."""
         with self._lock:
-            if self._descriptor is not None:
-                os.close(self._descriptor)
-                self._descriptor = None
+            self._let_go()
+
+    def _doubt(self, error: OSError) -> None:
+        if error.errno not in _NO_ROOM:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        if self._descriptor is not None:
+            descriptor, self._descriptor = self._descriptor, None
+            with suppress(OSError):  # a stale handle says so here too, and is closed all the same
+                os.close(descriptor)
 
     def _open(self) -> int:
         if self._descriptor is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            flags = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC
+            if not self._made:
+                # Once only: where a file system has gone away, its mount point is an empty folder in which a new
+                # file would be hidden as soon as the file system is back.
+                self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                flags |= os.O_CREAT
+            descriptor = os.open(self.path, flags, 0o600)
+            self._made = True
             try:
                 size = os.fstat(descriptor).st_size
                 if size and os.pread(descriptor, 1, size - 1) != b"\n":
