@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,9 @@ logger = logging.getLogger(__name__)
 
 RUN_LOCK_WAIT: Final = 2.0
 """Seconds that a start waits for another start of the same run to have written run.json."""
+
+STORE_WAIT: Final = 10.0
+"""Seconds that rank 0 waits for the launcher's store to say whether the run is being restarted."""
 
 HUB_WAIT: Final = 2.0
 """Seconds that `init` waits on rank 0 so that `run.url` can be printed; training starts without it after that."""
@@ -136,7 +140,8 @@ class Owner:
         self._presence.stop()
         if time.monotonic() > deadline:
             # Reading a long run's files may take seconds, which a process that is told to leave does not have.
-            tell([f"run {self.info.run_id}: out of time; ddphub status {self.folder.path}"])
+            said = f"run {self.info.run_id}: out of time; ddphub status {self.folder.path}"
+            tell([said, *self._remarks(dropped_values)])
             return
         tell([*report(self.folder).lines(), *self._remarks(dropped_values)])
 
@@ -215,13 +220,24 @@ def decide_run_id(settings: Settings, slurm: SlurmJob | None, rendezvous: Rendez
     address = rendezvous.find()
     if address is None or not address.agent:
         return choice
+    found: list[str] = []
+    # In a thread, because connecting to a store whose process is stopped heeds no timeout. What it sets late is the
+    # same choice, so it does no harm.
+    asking = threading.Thread(target=_ask, args=(rendezvous, keys, choice, found), name="ddphub-run-id", daemon=True)
+    asking.start()
+    asking.join(STORE_WAIT)
+    if not found:
+        logger.warning("the launcher's store does not answer, so a restart will be a run of its own")
+        return choice
+    return choice if names.wrong_run_id(found[0]) else found[0]
+
+
+def _ask(rendezvous: Rendezvous, keys: Keys, choice: str, found: list[str]) -> None:
     try:
         store = rendezvous.connect()
-        found = store.compare_set(keys.run, "", choice).decode() if store is not None else choice
+        found.append(store.compare_set(keys.run, "", choice).decode() if store is not None else choice)
     except Exception as error:  # noqa: BLE001  # torch raises RuntimeError and subclasses; a new run is better than none
-        logger.warning("the launcher's store does not answer, so a restart will be a run of its own: %s", error)
-        return choice
-    return choice if names.wrong_run_id(found) else found
+        logger.info("the launcher's store failed: %s", error)
 
 
 def about(topology: Topology) -> dict[str, Any]:

@@ -195,7 +195,7 @@ class DdphubClient:
                     allow_redirects=False,  # a redirect would carry the key to another host
                     stream=True,
                 )
-                _read_whole(response)
+                _read_whole(response, alarm)
             except (requests.RequestException, OSError) as error:
                 if isinstance(error, FileNotFoundError):
                     raise
@@ -268,7 +268,8 @@ class _Alarm:
         alarm = cls._current.alarm
         alarm._timer = threading.Timer(READ_TIMEOUT, alarm._ring, (connection,))
         alarm._timer.daemon = True
-        alarm._timer.start()
+        with contextlib.suppress(RuntimeError):  # the interpreter ends and starts no thread; nobody waits for long now
+            alarm._timer.start()
 
     def _ring(self, connection: socket.socket) -> None:
         self.rang = True
@@ -310,11 +311,11 @@ class _Adapter(HTTPAdapter):
         return manager
 
 
-def _read_whole(response: requests.Response) -> None:
+def _read_whole(response: requests.Response, alarm: _Alarm) -> None:
     """Reads an answer of bounded size.
 
     Raises:
-        OSError: it is too large.
+        OSError: it is too large, or the alarm has cut it.
     """
     content = bytearray()
     with response:
@@ -322,6 +323,8 @@ def _read_whole(response: requests.Response) -> None:
             content += block
             if len(content) > MAX_ANSWER:
                 raise OSError(f"the answer does not end: {len(content)} bytes so far")
+    if alarm.rang:
+        raise OSError("cut")  # one that names no length looks whole wherever it is cut
     response._content = bytes(content)
 
 

@@ -29,7 +29,8 @@ FINISHING_PACE: Final = 0.1
 
 FINAL_TRIES: Final = 10
 FINAL_TRIES_NEVER_REACHED: Final = 3
-"""Consecutive failures after which a finishing loop leaves the rest on disk; fewer for a hub that never answered."""
+"""Consecutive failures after which a finishing loop leaves the rest on disk; fewer for a hub that never answered, or a
+disk that refuses."""
 
 
 class Backoff:
@@ -60,7 +61,8 @@ class Loop:
         step: does what there is to do; gets whether the loop is finishing; returns whether nothing is left.
             It may raise any HubError, OSError or JournalError.
         pace: seconds between two steps that succeeded, asked each time.
-        reached: whether the hub has ever answered, if others know; this loop's own successes count in any case.
+        reached: whether the hub has ever answered; by default whether a step has ever succeeded, which says nothing
+            where a step may succeed without asking the hub.
     """
 
     def __init__(
@@ -68,19 +70,20 @@ class Loop:
         name: str,
         step: Callable[[bool], bool],
         pace: Callable[[], float],
-        reached: Callable[[], bool] = lambda: False,
+        reached: Callable[[], bool] | None = None,
     ) -> None:
         self._name = name
         self._step = step
         self._pace = pace
-        self._reached = reached
+        self.succeeded = False
+        self._reached = reached or (lambda: self.succeeded)
         self._wake = threading.Event()
         self._finishing = False
         self._aborted = False
         self._deadline = float("inf")
         self._backoff = Backoff()
         self._warned: str | None = None
-        self.succeeded = False
+        self._disk_refused = False
         self.last_error: str | None = None
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
 
@@ -135,6 +138,7 @@ class Loop:
             nothing_left = self._step(finishing)
             pause = FINISHING_PACE if finishing else min(self._pace(), threading.TIMEOUT_MAX)
         except HubUnavailable as error:
+            self._disk_refused = False
             self._fail(error, logging.INFO)
             pause = self._backoff.next(error.retry_after)
         except (HubUnauthorized, HubModelGone, HubRejected) as error:
@@ -144,6 +148,7 @@ class Loop:
                 return None  # trying again within this job would change nothing
             pause = REFUSED_PAUSE
         except Exception as error:  # noqa: BLE001  # a thread that dies would take delivery with it, unheard
+            self._disk_refused = isinstance(error, OSError)
             self._fail(error, logging.WARNING)
             pause = self._backoff.next()
         else:
@@ -151,7 +156,7 @@ class Loop:
             self.last_error = self._warned = None
             self._backoff.reset()
             return None if finishing and nothing_left else pause
-        tries = FINAL_TRIES if self.succeeded or self._reached() else FINAL_TRIES_NEVER_REACHED
+        tries = FINAL_TRIES if self._reached() and not self._disk_refused else FINAL_TRIES_NEVER_REACHED
         return None if finishing and self._backoff.failures >= tries else pause
 
     def _fail(self, error: Exception, level: int) -> None:

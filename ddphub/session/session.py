@@ -59,6 +59,7 @@ class Session:
         self._rate_limits = rate_limits
         self._loops: list[Loop] = []
         self._ready = False
+        self._cut_short = False
         self._deadline = float("inf")
         self._opening = threading.Lock()  # around the first request: two loops must not register twice
         self._delivery = Delivery(
@@ -100,7 +101,8 @@ class Session:
     @property
     def last_error(self) -> str | None:
         """Why something is still on disk, if a loop knows."""
-        return next((loop.last_error for loop in self._loops if loop.last_error), None)
+        known = next((loop.last_error for loop in self._loops if loop.last_error), None)
+        return known or ("finish ended while something was still being sent or read" if self._cut_short else None)
 
     def wait_for_hub(self, timeout: float) -> None:
         """Waits until the run is registered or the first try has failed, at most `timeout` seconds."""
@@ -135,6 +137,7 @@ class Session:
             if all(loop.join(0.1) for loop in self._loops):
                 break
         ended = [loop.join(0.0) for loop in self._loops]
+        self._cut_short = not all(ended)
         if self._client is None or self._heartbeat is None:
             return
         self._heartbeat.abort()
