@@ -123,11 +123,14 @@ def sync(
     ] = KEEP_DAYS,
 ) -> None:
     """Deliver what is left on disk. Exit code 0 when everything is delivered, 1 when something is left."""
-    from ddphub.session.sync import find_runs  # noqa: PLC0415  # keeps `ddphub --help` quick
+    from ddphub.session.leftovers import remove_empty_folders  # noqa: PLC0415  # keeps `ddphub --help` quick
+    from ddphub.session.sync import find_runs  # noqa: PLC0415
     from ddphub.session.watch import Watch  # noqa: PLC0415
 
     override = check_url(hub, "--hub") if hub else None
     places = directories or [_default_dir()]
+    for sentence in (sentence for place in places for sentence in remove_empty_folders(place)):
+        typer.echo(sentence)
     empty = [place for place in places if not any(find_runs(place))]
     for place in empty:
         typer.echo(f"no run in {place}", err=True)
@@ -166,7 +169,9 @@ def _sync_one(folder: RunFolder, override: str | None, *, retry: bool, keep_days
     if before.is_delivered and not retry:
         outcome = sync_run(folder, None, hub=before.hub, keep_days=keep_days)
         typer.echo("\n".join([*outcome.repaired, *report(folder).lines()]))
-        return True
+        if outcome.error:
+            typer.echo(f"  ! {outcome.error}", err=True)
+        return outcome.done or before.in_use
     client, hub = _connect(folder, override)
     try:
         with _shown_progress(before.events["pending"], before.checkpoints["pending"]) as progress:

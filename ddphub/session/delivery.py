@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from ddphub.checkpoints.disk import NO_ROOM
 from ddphub.checkpoints.staging import Digest, Entry, StagingArea
 from ddphub.errors import HubRejected, HubUnavailable, StagingError
 from ddphub.events import Event, expand, to_json
@@ -93,6 +94,11 @@ class Delivery:
     def url(self) -> str | None:
         """Where a person looks at the run; None until there is a model."""
         return f"{self._hub}/models/{self._model_id}" if self._hub and self._model_id else None
+
+    @property
+    def patience(self) -> float:
+        """See `SessionLock.patience`."""
+        return self._lock.patience
 
     def acquire(self) -> bool:
         """Takes session.lock without waiting, and reads the journal after having it, never before.
@@ -258,7 +264,7 @@ class Delivery:
             HubError: the hub did not take an entry; it stays.
             OSError: the journal cannot be written.
         """
-        self._clean_up()
+        self.clean_up()
         waiting = self._waiting()
         superseded = _superseded(waiting, self._outdated) if self._ckpt_interval > 0 else []
         limited = {kind for kind, sent in self._last_upload.items() if time.monotonic() - sent < self._ckpt_interval}
@@ -314,7 +320,7 @@ class Delivery:
             if not state.is_done(entry.entry_id) and entry.entry_id not in state.aside_entries
         ]
 
-    def _clean_up(self) -> None:
+    def clean_up(self) -> None:
         """Deletes bytes whose receipt is in the journal: a crash may have come between the two."""
         state = self._state()
         for entry in self._staging.entries():
@@ -356,16 +362,21 @@ class Delivery:
 
     def _settle(self, receipt: Receipt) -> None:
         """The receipt is on disk before the bytes go."""
-        self._record(
-            {
-                "record": "receipt",
-                "entry_id": receipt.entry_id,
-                "checkpoint_id": receipt.checkpoint_id,
-                "model_id": self._model(),
-                "at": time.time(),
-            },
-            durable=True,
-        )
+        record = {
+            "record": "receipt",
+            "entry_id": receipt.entry_id,
+            "checkpoint_id": receipt.checkpoint_id,
+            "model_id": self._model(),
+            "at": time.time(),
+        }
+        try:
+            self._record(record, durable=True)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            # Or a disk that we filled could never be emptied. The hub has the bytes; a kill now costs only the count.
+            self._staging.remove(receipt.entry_id)
+            self._record(record, durable=True)
         self._staging.remove(receipt.entry_id)
         self._progress("checkpoints", 1)
 

@@ -14,6 +14,7 @@ from ddphub.hubs.client import HubClient
 from ddphub.session import presence
 from ddphub.session.delivery import Delivery
 from ddphub.session.folder import KEEP_DAYS, UNANSWERED, RunFolder, RunInfo
+from ddphub.session.leftovers import remove_replacements
 from ddphub.session.lines import close_last_line
 from ddphub.session.loop import Backoff
 
@@ -21,6 +22,10 @@ logger = logging.getLogger(__name__)
 
 TRIES: Final = 5
 """Consecutive failures of the hub after which sync gives up; the rest stays for the next call."""
+
+
+OTHER_SYNC_STUCK: Final = 30.0
+"""Seconds without a line in the journal after which a sync no longer waits for the one that has the lock."""
 
 
 @dataclass(frozen=True)
@@ -81,13 +86,14 @@ def sync_run(
     delivery = Delivery(folder=folder, info=info, staging=staging, client=client, hub=hub, progress=progress)
     repaired: list[str] = []
     try:
-        if not delivery.acquire():
+        if not _acquire(delivery, folder, in_use=in_use):
             return Outcome(False, [], "another process delivers it at this moment")
         if not folder.run_json.exists():
             return Outcome(True, ["it was handed over to the run that it belongs to"])
         repaired += staging.recover()
+        delivery.clean_up()
         if not in_use:
-            repaired += _close_last_lines(folder)
+            repaired += [*_close_last_lines(folder), *remove_replacements(folder)]
         if retry_aside:
             delivery.retry_aside()
         if client is not None:
@@ -99,6 +105,21 @@ def sync_run(
         return Outcome(False, repaired, str(error))
     finally:
         delivery.release()
+
+
+def _acquire(delivery: Delivery, folder: RunFolder, *, in_use: bool) -> bool:
+    """Takes session.lock; beside another sync, which ends some day, waits as long as that one gets on."""
+    longest = delivery.patience if in_use else max(delivery.patience, OTHER_SYNC_STUCK)
+    size, since = -1, time.monotonic()
+    while not delivery.acquire():
+        longest = max(longest, delivery.patience)  # known once the lock has been tried
+        now = folder.journal.stat().st_size if folder.journal.exists() else 0
+        if now != size:
+            size, since = now, time.monotonic()
+        elif time.monotonic() - since >= longest:
+            return False
+        time.sleep(0.0 if in_use and not longest else 0.5)
+    return True
 
 
 def _close_last_lines(folder: RunFolder) -> list[str]:

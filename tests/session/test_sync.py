@@ -249,3 +249,39 @@ def test_the_journal_of_a_run_says_which_model_it_is(folder, own_hub, view):
     assert folder.run_json.read_bytes() == before
     assert read_journal(folder.journal).model == (own_hub.url, view.models()[0])
     assert status(folder)["url"] == f"{own_hub.url}/models/{view.models()[0]}"
+
+
+def test_what_a_killed_process_did_not_finish_is_removed_once_it_is_old(folder, own_hub):
+    """Files that were to replace others; what is in a checkpoint is the user's, whatever its name."""
+    entry = RunFolder(folder.path).staging / status(folder)["waiting_checkpoints"][0]["entry_id"]
+    left = [folder.path / ".run-abc", folder.path / ".alive.json.0123.tmp", entry / ".digest.json.0123.tmp"]
+    users = entry / "files" / ".mine.tmp"
+    for path in (*left, users):
+        path.touch()
+    (entry / "checkpoint.json").write_text("{")  # so that it stays
+    command_line("sync", str(folder.path), hub=own_hub, check=False)
+    assert all(path.exists() for path in left)
+    age(folder)
+    told = command_line("sync", str(folder.path), hub=own_hub, check=False).stdout
+    assert "which a killed process did not finish" in told
+    assert not [path for path in left if path.exists()]
+    assert users.exists()
+
+
+def test_a_folder_that_a_killed_rank_left_empty_is_removed(unanswered, own_hub, tmp_path):
+    """One with events in it is not, nor one whose rank lives."""
+    spool, alone, nonce = unanswered
+    moved = tmp_path / "moved"
+    alone.rank_file(nonce, 1).rename(moved)
+    alone.run_json.unlink()
+    age(alone)
+    os.utime(alone.path, (LONG_AGO, LONG_AGO))
+    command_line("sync", str(tmp_path), hub=own_hub, check=False)
+    assert alone.path.exists()
+    spool.close()
+    os.utime(alone.path, (LONG_AGO, LONG_AGO))
+    moved.rename(alone.rank_file(nonce, 1))
+    command_line("sync", str(tmp_path), hub=own_hub, check=False)
+    alone.rank_file(nonce, 1).unlink()
+    command_line("sync", str(tmp_path), hub=own_hub, check=False)
+    assert not alone.path.exists()
