@@ -9,6 +9,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/chaos", description=__doc__)
     parser.add_argument("--runs", type=int, default=20, help="random runs")
     parser.add_argument("--seed", type=int, default=1, help="the same seed plans the same faults")
+    parser.add_argument("--first", type=int, default=0, help="number of the first run: repeats a run of a seed")
     parser.add_argument("--at-once", type=int, default=3, help="runs at a time")
     parser.add_argument("--every-step", action="store_true", help="crash at every step instead")
     parser.add_argument("--only", action="append", default=[], help="with --every-step: a scenario; may be repeated")
@@ -19,7 +20,7 @@ def main() -> int:
         return every_step.main(arguments.only)
     from chaos import random_runs
 
-    return random_runs.main(arguments.runs, arguments.seed, arguments.at_once)
+    return random_runs.main(arguments.runs, arguments.seed, arguments.at_once, arguments.first)
 
 
 if __name__ == "__main__":
