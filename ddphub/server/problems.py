@@ -4,17 +4,27 @@ import errno
 import http
 import json
 import logging
+import sqlite3
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
 from ddphub.hubs.wire import PROBLEM_JSON
 
 _log = logging.getLogger(__name__)
+
+_NO_ROOM: Final = "the hub has no room left; try again when its administrator made some"
+_DATABASE_PROBLEMS: Final = {
+    sqlite3.SQLITE_FULL: (507, _NO_ROOM),
+    sqlite3.SQLITE_IOERR: (503, "the hub's disk failed; try again"),
+    sqlite3.SQLITE_BUSY: (503, "the hub's database is busy; try again"),
+    sqlite3.SQLITE_READONLY: (503, "the hub's database cannot be written; try again when its administrator mended it"),
+}
 
 
 class Problem(Exception):
@@ -93,7 +103,17 @@ def install(app: FastAPI) -> None:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise error
         _log.error("no room left in the data directory")
-        return problem_answer(Problem(507, "the hub has no room left; try again when its administrator made some"))
+        return problem_answer(Problem(507, _NO_ROOM))
+
+    async def database_failed(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, OperationalError)  # noqa: S101  # registered for this class alone
+        # The low byte of SQLite's code, whatever the rest says of where it happened.
+        code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
+        if code not in _DATABASE_PROBLEMS:
+            raise error
+        status, what = _DATABASE_PROBLEMS[code]
+        _log.error("the database failed: %s", error.orig)
+        return problem_answer(Problem(status, what))
 
     async def unexpected(_request: Request, _error: Exception) -> Response:
         return problem_answer(Problem(500, "the hub failed to answer; its log says why"))
@@ -102,4 +122,5 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(OSError, no_room)
+    app.add_exception_handler(OperationalError, database_failed)
     app.add_exception_handler(Exception, unexpected)

@@ -33,7 +33,7 @@ KEY = "chaos-key-chaos-key-chaos-key-chaos-key-ch"
 JOB_PATIENCE = 150.0
 """Seconds after which a start of the job hangs: stops, back-offs and goodbyes of a good one take less than half."""
 
-SYNC_PATIENCE = 60.0
+SYNC_PATIENCE = 180.0
 
 NUMBERS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}
 

@@ -47,7 +47,7 @@ def init_process_group():
         dist.init_process_group("gloo", timeout=TIMEOUT)
         return
     place = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-    store = dist.PrefixStore(f"restart-{restart}", dist.TCPStore(*place, wait_for_workers=False))
+    store = dist.PrefixStore(f"restart-{restart}", dist.TCPStore(*place, wait_for_workers=False, timeout=TIMEOUT))
     dist.init_process_group("gloo", store=store, rank=rank, world_size=int(os.environ["WORLD_SIZE"]), timeout=TIMEOUT)
 
 
