@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from ddphub import names
 from ddphub.errors import SettingsError
 from ddphub.events import encode_scalar, plain_text
+from ddphub.files import read_regular
 
 logger = logging.getLogger(__name__)
 
@@ -196,11 +197,11 @@ class Credentials:
         base = environ.get("XDG_CONFIG_HOME") or str(Path(environ.get("HOME", "~")).expanduser() / ".config")
         path = Path(base) / "ddphub" / "credentials.json"
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(read_regular(path))
             default, keys = content["default"], dict(content["keys"])
-            if all(isinstance(text, str) for text in (default, *keys, *keys.values())):
+            if all(isinstance(text, str) and text.isascii() for text in (default, *keys, *keys.values())):
                 return cls(path, default, keys)
-            problem: object = "expected text"
+            problem: object = "expected ASCII text"
         except (FileNotFoundError, NotADirectoryError, PermissionError):
             return cls(path)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

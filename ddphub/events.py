@@ -76,8 +76,26 @@ def fingerprint(event: Event) -> str:
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def check_batch(batch: dict[str, Any]) -> None:
+    """Tells a batch from other JSON, as a damaged file or another version's may hold.
+
+    Raises:
+        KeyError: a field is missing.
+        TypeError: a field has another type.
+    """
+    if not isinstance(batch["attempt_id"], str) or type(batch["rank"]) is not int or type(batch["first"]) is not int:
+        raise TypeError("expected attempt_id: text, rank: int, first: int")
+    if not isinstance(batch["events"], list) or not all(isinstance(event, dict) for event in batch["events"]):
+        raise TypeError("events: expected a list of objects")
+
+
 def expand(batch: dict[str, Any]) -> list[Event]:
-    """A batch's events with their keys, as hubs take them."""
+    """A batch's events with their keys, as hubs take them.
+
+    Raises:
+        KeyError, TypeError: it is no batch; see `check_batch`.
+    """
+    check_batch(batch)
     first = batch["first"]
     return [
         {**event, "attempt_id": batch["attempt_id"], "rank": batch["rank"], "seq": first + index}

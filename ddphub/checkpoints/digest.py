@@ -6,6 +6,7 @@ Integrity, not identity: two entries with equal bytes stay two entries.
 import hashlib
 import logging
 import re
+import stat
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -14,6 +15,7 @@ from ddphub.checkpoints.disk import NO_ROOM, read_json, sync_file, sync_folder, 
 from ddphub.checkpoints.entry import Entry
 from ddphub.checkpoints.layout import DIGEST, FILES, RECORD
 from ddphub.errors import StagingError
+from ddphub.files import open_regular
 
 _PIECE: Final = 1024 * 1024
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
@@ -91,6 +93,20 @@ def read_digest(entry: Entry) -> Digest | None:
         return None
 
 
+def check_sizes(entry: Entry) -> None:
+    """Look whether the files are there with the sizes they were staged with. Any process.
+
+    Raises:
+        OSError: one cannot be looked at.
+        StagingError: one has another size, or is no file any more.
+    """
+    for file in entry.files:
+        path = entry.file_path(file.name)
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size != file.size:
+            raise StagingError(f"{path}: {file.size} bytes were staged and {found.st_size} are there")
+
+
 def write_digest(entry: Entry, part_size: int, former: Digest | None) -> Digest:
     """Bring an entry to the disk and write its digest. Any process.
 
@@ -133,7 +149,7 @@ def _compute(path: Path, name: str, size: int, part_size: int) -> FileDigest:
     buffer = memoryview(bytearray(min(_PIECE, part_size)))
     # One part is the whole file: hash it once.
     single = size <= part_size
-    with path.open("rb", buffering=0) as file:
+    with open_regular(path) as file:
         part = hashlib.sha256()
         left = part_size
         while count := file.readinto(buffer[: min(len(buffer), left)]):

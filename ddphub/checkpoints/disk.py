@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from ddphub.errors import StagingError
 from ddphub.events import to_json
+from ddphub.files import read_regular
 
 FOLDER_MODE: Final = 0o700
 FILE_MODE: Final = 0o600
@@ -124,7 +125,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: it holds anything else.
     """
     try:
-        value = json.loads(path.read_bytes(), parse_constant=_refuse)
+        value = json.loads(read_regular(path), parse_constant=_refuse)
     except RecursionError as problem:
         raise ValueError(f"{path}: nested too deeply") from problem
     if not isinstance(value, dict):
@@ -138,7 +139,7 @@ def _refuse(constant: str) -> object:
 
 def sync_file(path: Path) -> None:
     """Bring a file's bytes to the disk."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # never waits for the writer of a FIFO
     try:
         os.fsync(fd)
     finally:

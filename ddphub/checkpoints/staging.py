@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from ddphub.checkpoints.claims import Claims, PendingClaim
-from ddphub.checkpoints.digest import Digest, FileDigest, read_digest, write_digest
+from ddphub.checkpoints.digest import Digest, FileDigest, check_sizes, read_digest, write_digest
 from ddphub.checkpoints.disk import (
     disk_errors,
     keep_private,
@@ -201,9 +201,11 @@ class StagingArea:
         if part_size < 1:
             raise StagingError(f"part_size={part_size}: expected at least 1 byte")
         former = self.digest(entry)
-        if former is not None and former.part_size == part_size:
-            return former
         try:
+            # A file that lost bytes since would hold up every entry behind it: the hub never gets what it asks for.
+            check_sizes(entry)
+            if former is not None and former.part_size == part_size:
+                return former
             # The slot's record first: what is sealed may be delivered, and then the slot must stay known.
             self._claims.sync(entry.slot)
             return write_digest(entry, part_size, former)

@@ -20,6 +20,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from ddphub import __version__
 from ddphub.errors import HubModelGone, HubRejected, HubUnauthorized, HubUnavailable
 from ddphub.events import Event, to_json
+from ddphub.files import open_regular
 from ddphub.hubs import wire
 from ddphub.hubs.client import Accepted, Receipt, Registration
 
@@ -230,7 +231,7 @@ class _FilePart:
         return self._length
 
     def __iter__(self) -> Iterator[bytes]:
-        with self._path.open("rb") as file:
+        with open_regular(self._path) as file:
             file.seek(self._start)
             left = self._length
             while left:

@@ -14,7 +14,7 @@ from typing import Any, Final
 from ddphub.checkpoints.disk import NO_ROOM
 from ddphub.checkpoints.staging import Digest, Entry, StagingArea
 from ddphub.errors import HubRejected, HubUnavailable, StagingError
-from ddphub.events import Event, expand, to_json
+from ddphub.events import Event, expand
 from ddphub.hubs import wire
 from ddphub.hubs.client import HubClient, Receipt, Registration
 from ddphub.session.folder import RunFolder, RunInfo
@@ -154,14 +154,18 @@ class Delivery:
         state = self._state()
         with_asides = {spool for spool, *_ in state.aside_events}
         for path in self._folder.spool_files():
-            if path.stat().st_mtime > before or path.name in with_asides:
+            if path.lstat().st_mtime > before or path.name in with_asides:
                 continue
+            tally = Tally()
+            waiting = tally.add_file(path, state.offsets.get(path.name, 0))
+            if tally.damaged:
+                continue  # someone may want to look at it
             if path.name not in state.pruned:
-                tally = Tally()
-                # What is damaged is kept: someone may want to look at it.
-                if tally.add_file(path, state.offsets.get(path.name, 0)) or tally.damaged:
+                if waiting:
                     continue
                 self._record(tally.to_pruned().to_record(path.name), durable=True)
+            elif not tally.is_within(state.pruned[path.name]):
+                continue  # a rank that outlived the first deletion has written on
             path.unlink()
             done.append(f"deleted {path.name}: it is delivered")
         if done and self._journal is not None:
@@ -175,10 +179,10 @@ class Delivery:
 
         Raises:
             HubError: the hub did not take them; they stay.
-            OSError: a file cannot be read or the journal not be written.
+            OSError: the journal cannot be written.
         """
         for path in self._spool_files():
-            for requests_events, end in self._unsent(path):
+            for requests_events, end in self._readable(path):
                 refused: list[tuple[Event, HubRejected]] = []
                 self._send_some(requests_events, refused)
                 for event, _ in refused:
@@ -189,6 +193,19 @@ class Delivery:
                 self._record({"record": "offset", "spool": path.name, "offset": end})
                 self._progress("events", len(requests_events))
         return True
+
+    def _readable(self, path: Path) -> Iterator[tuple[list[Event], int]]:
+        """`_unsent`; a file that cannot be read stays for the report to name, and holds up no other."""
+        requests = self._unsent(path)
+        while True:
+            try:
+                request = next(requests)
+            except StopIteration:
+                return
+            except OSError as error:
+                logger.warning("%s cannot be read, what it holds is not delivered: %s", path, error)
+                return
+            yield request
 
     def _spool_files(self) -> list[Path]:
         """Attempts in order of their start, so that the hub numbers them so; streams without an attempt last."""
@@ -270,13 +287,21 @@ class Delivery:
         limited = {kind for kind, sent in self._last_upload.items() if time.monotonic() - sent < self._ckpt_interval}
         why = f"the rate limit of {self._ckpt_interval:g} s"
         self._drop([entry for entry in superseded if entry.slot.kind in limited], why)
+        unreadable: OSError | None = None
         for entry in waiting:
             if entry in superseded or (entry.slot.kind in limited and not flush):
                 continue
-            self._send_entry(entry)
+            try:
+                self._send_entry(entry)
+            except OSError as error:
+                # Tried again at the next call; until then it holds up no other entry.
+                unreadable = error
+                continue
             if entry.slot.kind != "final":
                 self._last_upload[entry.slot.kind] = time.monotonic()
                 self._outdated |= {older.entry_id for older in superseded if older.slot.kind == entry.slot.kind}
+        if unreadable is not None:
+            raise unreadable
         if flush:
             self._drop(superseded, why)
         return not self._waiting()
@@ -423,7 +448,7 @@ def _expanded(path: Path, record: dict[str, Any] | None) -> list[Event]:
     try:
         return expand(record)
     except (KeyError, TypeError):
-        logger.warning("%s: a line is no batch of events and is skipped: %s", path, to_json(record)[:200])
+        logger.warning("%s: a line is no batch of events and is skipped: %s", path, repr(record)[:200])
         return []
 
 

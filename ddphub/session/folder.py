@@ -24,6 +24,7 @@ from typing import Any, Final
 
 from ddphub import names
 from ddphub.errors import JournalError
+from ddphub.files import read_regular
 
 KEEP_DAYS: Final = 7.0
 """Days after its last change that a delivered spool file of an ended run is kept."""
@@ -125,7 +126,7 @@ class RunInfo:
             JournalError: when it does not say what it should; names the file and the field.
         """
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(read_regular(path))
         except (ValueError, RecursionError) as error:
             raise JournalError(f"{path}: not JSON ({error})") from error
         if not isinstance(content, dict):

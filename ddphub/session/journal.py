@@ -114,6 +114,8 @@ class Delivered:
                 self.model = (str(record["hub"]), str(record["model_id"]))
             case "offset":
                 spool, offset = str(record["spool"]), int(record["offset"])
+                if not 0 <= offset < 2**63:
+                    raise ValueError(f"no file has {offset} bytes")
                 self.offsets[spool] = max(offset, self.offsets.get(spool, 0))
             case "receipt":
                 self.receipts[str(record["entry_id"])] = str(record["checkpoint_id"])

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from ddphub.files import open_regular
+
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Errors that say nothing against the open file. After any other it is opened again by its name: a handle may be
 stale for ever (ESTALE after a server's restart, ENOTCONN when a FUSE daemon died) while the file is back."""
@@ -56,7 +58,7 @@ def read_lines(path: Path, offset: int = 0) -> Iterator[Line]:
         OSError: when the file cannot be read.
     """
     try:
-        file = path.open("rb")
+        file = open_regular(path)
     except FileNotFoundError:
         return
     with file:
@@ -77,7 +79,7 @@ def partial_last_line(path: Path) -> int:
         OSError: the file cannot be read.
     """
     try:
-        file = path.open("rb")
+        file = open_regular(path)
     except FileNotFoundError:
         return 0
     with file:

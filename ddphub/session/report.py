@@ -34,6 +34,7 @@ class Report:
         waiting_checkpoints: entries that are not delivered: what they are, and `why`.
         folder: the run directory.
         problems: sentences about what is not as it should be.
+        unusable: files and entries that hold something and cannot be read.
     """
 
     run_id: str
@@ -49,12 +50,13 @@ class Report:
     waiting_checkpoints: list[dict[str, Any]] = field(default_factory=list)
     folder: str = ""
     problems: list[str] = field(default_factory=list)
+    unusable: int = 0
 
     @property
     def is_delivered(self) -> bool:
         """Whether nothing is left on disk that the hub should have."""
         left = self.events["pending"] + self.events["set_aside"]
-        return not left and not self.checkpoints["pending"] and not self.checkpoints["set_aside"]
+        return not left and not self.unusable and not self.checkpoints["pending"] and not self.checkpoints["set_aside"]
 
     def lines(self) -> list[str]:
         """The report for a person."""
@@ -140,7 +142,8 @@ def report(folder: RunFolder) -> Report:
     entries = [entry for entry in staging.entries() if not delivered.is_done(entry.entry_id)]
     waiting = [_waiting(entry, staging, delivered, in_use=in_use) for entry in entries]
     set_aside = [entry.entry_id for entry in entries if entry.entry_id in delivered.aside_entries]
-    problems += [f"{folder.staging}/{entry_id}: checkpoint.json is damaged" for entry_id in staging.broken()]
+    broken = staging.broken()
+    problems += [f"{folder.staging}/{entry_id}: checkpoint.json is damaged" for entry_id in broken]
     problems += [_explain(claim) for claim in staging.pending_claims()]
     here = {entry.entry_id for entry in entries}
     lost = [entry_id for entry_id in delivered.aside_entries if entry_id not in here]
@@ -168,6 +171,7 @@ def report(folder: RunFolder) -> Report:
         waiting_checkpoints=waiting,
         folder=str(folder.path),
         problems=problems,
+        unusable=tally.unreadable + len(broken),
     )
 
 

@@ -1,6 +1,8 @@
 """Delivering a run directory without its run: what `ddphub sync` does, with the same `Delivery` as a live run."""
 
+import contextlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -45,11 +47,13 @@ class Outcome:
 
 def find_runs(path: Path) -> Iterator[RunFolder]:
     """The run at `path`, or the runs below it, sorted by name."""
-    if (path / "run.json").is_file():
+    # Whatever has that name: one that cannot be read is told of, not overlooked.
+    if os.path.lexists(path / "run.json"):
         yield RunFolder(path.absolute())
         return
-    for run_json in sorted(path.glob("*/run.json")):
-        yield RunFolder(run_json.parent.absolute())
+    for folder in sorted(path.glob("*/")):
+        if os.path.lexists(folder / "run.json"):
+            yield RunFolder(folder.absolute())
 
 
 def sync_run(
@@ -126,10 +130,11 @@ def _close_last_lines(folder: RunFolder) -> list[str]:
     """Ends partial last lines, which killed processes left: as damaged lines they stay, and are named."""
     closed = []
     for path in folder.spool_files():
-        # Another rank may outlive rank 0, and be in the middle of that line.
-        is_still = time.time() - path.stat().st_mtime > presence.LATE
-        if is_still and (size := close_last_line(path)):
-            closed.append(f"closed a partial last line of {size} bytes in {path}")
+        with contextlib.suppress(OSError):  # one that cannot be read is named by the report
+            # Another rank may outlive rank 0, and be in the middle of that line.
+            is_still = time.time() - path.stat().st_mtime > presence.LATE
+            if is_still and (size := close_last_line(path)):
+                closed.append(f"closed a partial last line of {size} bytes in {path}")
     return closed
 
 

@@ -16,6 +16,7 @@ import ddphub
 from ddphub.distributed.courier import Answer
 from ddphub.session.folder import RunFolder, RunInfo
 from ddphub.session.journal import read_journal
+from ddphub.session.lines import LineWriter
 from ddphub.session.presence import Presence
 from ddphub.session.spool import StraySpool
 
@@ -160,6 +161,24 @@ def test_a_kill_between_the_record_and_the_deletion_changes_no_count(folder, own
     command_line("sync", str(folder.path), "--keep", "0")
     assert folder.spool_files() == []
     assert status(folder)["events"] == before["events"]
+
+
+def test_what_is_written_after_the_deletion_is_delivered_and_not_deleted_unread(folder, own_hub, view):
+    """A rank that outlives rank 0 may make a file of that name again."""
+    command_line("sync", str(folder.path), hub=own_hub)
+    (path,) = folder.spool_files()
+    command_line("sync", str(folder.path), "--keep", "0")
+    batch = {
+        "attempt_id": path.name[:32],
+        "rank": 0,
+        "first": 900,
+        "events": [{"kind": "log", "time": 1.0, "message": "late"}],
+    }
+    writer = LineWriter(path)
+    writer.append([json.dumps(batch)])
+    writer.close()
+    command_line("sync", str(folder.path), "--keep", "0", hub=own_hub)
+    assert [one["message"] for one in view.events("log")] == ["late"]
 
 
 @pytest.fixture
