@@ -26,7 +26,7 @@ TRIES: Final = 5
 """Consecutive failures of the hub after which sync gives up; the rest stays for the next call."""
 
 
-OTHER_SYNC_STUCK: Final = 30.0
+OTHER_SYNC_STUCK: Final = 10.0
 """Seconds without a line in the journal after which a sync no longer waits for the one that has the lock."""
 
 

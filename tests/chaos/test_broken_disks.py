@@ -432,20 +432,27 @@ def test_sync_on_a_broken_disk_says_why_and_the_next_one_goes_on(tmp_path, own_h
         training = Training(tmp_path, disk, own_hub, [], environment={"DDPHUB_MODE": "offline"}).trained()
         (relay,) = training.run_folder.glob("spool/*-relay.jsonl")
         oldest = StagingArea(training.run_folder / "staging").entries()[0]
-        source = oldest.file_path("last.pt")
-        run_json = training.run_folder / "run.json"
         filler = fill(disk)
         assert "No space left on device" in failed_sync(training, own_hub)
         empty(filler)
         for injection, path, reason in [
-            ("read:error=EIO", run_json, "Input/output error"),
+            ("read:error=EIO", training.run_folder / "run.json", "Input/output error"),
             ("openat:error=EROFS", training.run_folder / "session.lock", "Read-only file system"),
-            ("read:error=EIO", relay, "Input/output error"),
-            ("openat:error=ESTALE", source, "Stale file handle"),
+            ("openat:error=ESTALE", oldest.file_path("last.pt"), "Stale file handle"),  # the others are delivered
             (f"{UNLINK}:error=EIO", None, "could not remove the staged checkpoint"),
-            ("fdatasync:error=EIO", None, "Input/output error"),
+            ("read:error=EIO", relay, "Input/output error"),
         ]:
             assert reason in failed_sync(training, own_hub, injection, path), injection
+        delivered(training, own_hub)
+
+
+def test_a_receipt_that_does_not_get_to_the_disk_is_not_yet_one(tmp_path, own_hub):
+    """The hub has the bytes; they stay here too until the journal says so for good."""
+    with mounts.tmpfs(tmp_path / "disk", "size=8m") as disk:
+        training = Training(tmp_path, disk, own_hub, [], environment={"DDPHUB_MODE": "offline"}).trained()
+        entries = StagingArea(training.run_folder / "staging").entries()
+        assert "Input/output error" in failed_sync(training, own_hub, "fdatasync:error=EIO")
+        assert StagingArea(training.run_folder / "staging").entries() == entries
         delivered(training, own_hub)
 
 

@@ -263,12 +263,22 @@ def test_a_hub_that_never_answered_gets_few_tries(start, quick):
 
 def test_a_hub_that_has_answered_gets_more_tries(start, quick):
     """It was there a moment ago."""
-    step = Step(lambda call: True if call == 1 else OSError("reset"))
+    step = Step(lambda call: True if call == 1 else HubUnavailable("reset"))
     loop = start(step)
     wait_until(lambda: loop.succeeded, what="the first step")
     loop.finish(time.monotonic() + LONG)
     assert ended(loop)
     assert sum(step.calls) == loop_module.FINAL_TRIES
+
+
+def test_a_disk_that_refuses_gets_few_tries(start, quick):
+    """It will not be mended while the job ends."""
+    step = Step(lambda call: True if call == 1 else OSError("full"))
+    loop = start(step)
+    wait_until(lambda: loop.succeeded, what="the first step")
+    loop.finish(time.monotonic() + LONG)
+    assert ended(loop)
+    assert sum(step.calls) == loop_module.FINAL_TRIES_NEVER_REACHED
 
 
 def test_failures_before_the_end_do_not_count_as_final_tries(start, quick):
