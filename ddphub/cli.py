@@ -14,7 +14,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from ddphub.config import DEFAULT_DIR, Credentials, check_url
+from ddphub.address import HubAddress, check_url
+from ddphub.config import DEFAULT_DIR, Credentials, service_variable
 from ddphub.errors import DdphubError, HubError, JournalError, SettingsError
 from ddphub.hubs.client import HubClient
 from ddphub.session.folder import KEEP_DAYS, RunFolder
@@ -127,7 +128,7 @@ def sync(
     from ddphub.session.sync import find_runs  # noqa: PLC0415
     from ddphub.session.watch import Watch  # noqa: PLC0415
 
-    override = check_url(hub, "--hub") if hub else None
+    override = str(HubAddress.parse(hub, "--hub", os.environ)) if hub else None
     places = directories or [_default_dir()]
     for sentence in (sentence for place in places for sentence in remove_empty_folders(place)):
         typer.echo(sentence)
@@ -153,11 +154,11 @@ def sync(
 
 def _connect(folder: RunFolder, override: str | None) -> tuple[HubClient, str]:
     """The hub that a run is for, and its URL."""
-    from ddphub.hubs.ddphub import DdphubClient  # noqa: PLC0415  # requests, only where it is used
+    from ddphub.hubs.connect import connect  # noqa: PLC0415  # requests, only where it is used
     from ddphub.session.report import hub_of  # noqa: PLC0415
 
     hub, key = _hub_and_key(hub_of(folder), override)
-    return DdphubClient(hub, key), hub
+    return connect(hub, key), hub
 
 
 def _sync_one(folder: RunFolder, override: str | None, *, retry: bool, keep_days: float) -> bool:
@@ -197,11 +198,16 @@ def _hub_and_key(hub_of_run: str | None, override: str | None) -> tuple[str, str
     """
     credentials = Credentials.load(os.environ)
     configured = os.environ.get("DDPHUB_URL")
-    configured = check_url(configured, "DDPHUB_URL") if configured else None
+    configured = str(HubAddress.parse(configured, "DDPHUB_URL", os.environ)) if configured else None
     hub = override or hub_of_run or configured or credentials.default_hub
     if hub is None:
         raise SettingsError("hub", None, "run.json", "the run names no hub: pass --hub or set DDPHUB_URL")
-    hub = check_url(hub, "run.json")
+    hub = str(HubAddress.parse(hub, "run.json", {}))
+    variable = service_variable(hub)
+    if variable and os.environ.get(variable):
+        service = hub.partition("+")[0]
+        if hub in {override, configured, str(HubAddress.parse(service, "the environment", os.environ))}:
+            return hub, os.environ[variable]
     if hub in {override, configured} or (configured is None and hub == credentials.default_hub):
         key = os.environ.get("DDPHUB_API_KEY") or credentials.key_for(hub)
     else:

@@ -8,16 +8,15 @@ import difflib
 import json
 import logging
 import os
-import re
 import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
-from urllib.parse import urlsplit
 
 from ddphub import names
+from ddphub.address import HubAddress, ModelAddress
 from ddphub.errors import SettingsError
 from ddphub.events import encode_scalar, plain_text
 from ddphub.files import read_regular
@@ -34,8 +33,12 @@ VARIABLES: Final = {
     "run_id": "DDPHUB_RUN_ID",
     "mode": "DDPHUB_MODE",
     "staging_budget": "DDPHUB_STAGING_BUDGET",
+    "usage_url": "DDPHUB_USAGE_URL",
 }
-"""The environment variable of each setting that has one."""
+"""The environment variable of each setting that has one; `usage_url` has only that, see `ddphub.usage`."""
+
+SERVICE_KEYS: Final = {"platform": "ULTRALYTICS_API_KEY"}
+"""The variable that holds the key of a service that has a name; it comes before DDPHUB_API_KEY."""
 
 DEFAULT_DIR: Final = ".ddphub"
 STAGING_BUDGET: Final = 50 * 1024**3
@@ -84,7 +87,8 @@ class Settings:
         project: the project's name.
         name: the model's name within it.
         run_id: the run to continue or to make; None lets rank 0 decide.
-        hub: base URL of the hub; None means that the run stays on disk.
+        hub: the hub, see `ddphub.address`; None means that the run stays on disk.
+        model: the hub's id of an existing model to report to.
         api_key: never shown, never written to the run directory.
         root: folder that holds one folder a run.
         mode: `online`, `offline` (disk only) or `disabled` (nothing at all).
@@ -100,6 +104,7 @@ class Settings:
     name: str
     run_id: str | None = None
     hub: str | None = None
+    model: str | None = None
     api_key: str | None = field(default=None, repr=False)
     root: Path = Path(DEFAULT_DIR)
     mode: Mode = "online"
@@ -133,9 +138,14 @@ class Settings:
         if run_id is not None:
             _check("run_id", run_id, source, names.wrong_run_id(run_id))
         credentials = Credentials.load(environ)
+        model = None
+        if given.get("model") is not None:
+            model = ModelAddress.parse(given["model"], "argument", environ)
         hub, source = lookup.get("hub", credentials.default_hub, "the credentials file")
+        if model is not None and model.hub is not None:
+            hub, source = _same_hub(given.get("hub"), model.hub, environ), "the URL of the model"
         if hub is not None:
-            hub = check_url(hub, source)
+            hub = str(HubAddress.parse(hub, source, environ))
         mode, source = lookup.get("mode", "online" if hub else "offline", "default")
         _check(
             "mode",
@@ -150,7 +160,7 @@ class Settings:
                 "nothing",
                 "mode 'online' needs a hub: pass hub=, set DDPHUB_URL or run `ddphub login`",
             )
-        api_key, source = lookup.get("api_key", credentials.key_for(hub) if hub else None, "the credentials file")
+        api_key, source = _key(given, environ, credentials, hub, model)
         _check_key(api_key, source)
         directory, source = lookup.get("dir", DEFAULT_DIR, "default")
         root = _check_dir(directory, source) if mode != "disabled" else Path(DEFAULT_DIR)
@@ -161,6 +171,7 @@ class Settings:
             name=name,
             run_id=run_id,
             hub=hub,
+            model=model.model_id if model else None,
             api_key=api_key,
             root=root,
             mode=mode,
@@ -174,7 +185,7 @@ class Settings:
 
 
 SETTINGS: Final = (
-    *("project", "name", "run_id", "hub", "dir", "mode", "config", "rate_limits"),
+    *("project", "name", "run_id", "hub", "model", "dir", "mode", "config", "rate_limits"),
     *("rank", "world_size", "finish_timeout", "staging_budget", "api_key"),
 )
 """The keyword arguments of `init`."""
@@ -228,36 +239,6 @@ class Credentials:
                 raise
 
 
-def check_url(url: object, source: str) -> str:
-    """A hub's base URL without a trailing slash.
-
-    Raises:
-        SettingsError: when it is no http or https URL with a host.
-    """
-    expected = "expected a URL such as https://hub.example.org or http://127.0.0.1:8765"
-    if not isinstance(url, str):
-        raise SettingsError("hub", url, source, expected)
-    # What may be a secret is not shown: a user and password, a query, a fragment.
-    bare = re.split(r"[?#]", url, maxsplit=1)[0]
-    head, at, tail = bare.rpartition("@")
-    scheme, mark, _ = head.partition("://")
-    shown = f"{scheme if mark else ''}{mark}...@{tail}" if at else bare
-    if at:
-        raise SettingsError("hub", shown, source, "must carry no user or password: use DDPHUB_API_KEY")
-    if bare != url:
-        raise SettingsError("hub", f"{shown}...", source, f"must carry no query and no fragment; {expected}")
-    try:
-        parts = urlsplit(url)
-        is_valid = parts.port is None or parts.port > 0
-    except ValueError:
-        is_valid = False
-    if not is_valid or parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise SettingsError("hub", shown, source, expected)
-    if any(character.isspace() or not character.isprintable() for character in url):
-        raise SettingsError("hub", shown, source, expected)
-    return url.rstrip("/")
-
-
 class _Lookup:
     """Where a setting comes from: argument, variable, default."""
 
@@ -273,6 +254,37 @@ class _Lookup:
         if variable and self._environ.get(variable):
             return self._environ[variable], variable
         return default, default_source
+
+
+def _same_hub(given: object, named: str, environ: Mapping[str, str]) -> str:
+    """The hub that a model's URL names, which must be the one that was given beside it."""
+    if given is not None and str(HubAddress.parse(given, "argument", environ)) != named:
+        raise SettingsError("hub", given, "argument", f"the model is on {named}")
+    return named
+
+
+def _key(
+    given: Mapping[str, Any],
+    environ: Mapping[str, str],
+    credentials: Credentials,
+    hub: str | None,
+    model: ModelAddress | None,
+) -> tuple[Any, str]:
+    """The key for a hub, and where it was found."""
+    if given.get("api_key") is not None:
+        return given["api_key"], "argument"
+    if model is not None and model.api_key is not None:
+        return model.api_key, "model"
+    variable = service_variable(hub)
+    for name in (variable, VARIABLES["api_key"]):
+        if name and environ.get(name):
+            return environ[name], name
+    return (credentials.key_for(hub) if hub else None), "the credentials file"
+
+
+def service_variable(hub: str | None) -> str | None:
+    """The variable that holds the key of a hub's service, if it has one."""
+    return SERVICE_KEYS.get((hub or "").partition("+")[0])
 
 
 def _refuse_unknown(given: Mapping[str, Any], environ: Mapping[str, str]) -> None:

@@ -4,9 +4,12 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Final
 
+from ddphub.distributed.memory import used_memory
 from ddphub.distributed.scalars import PendingScalar, UnreadableError, read_scalar
 from ddphub.events import Scalar, encode_scalar
 from ddphub.hubs.wire import MAX_METRIC_NAME
+
+__all__ = ["INT_LIMIT", "MetricReader", "used_memory"]  # the last for integrations, which import no distributed
 
 logger = logging.getLogger(__name__)
 

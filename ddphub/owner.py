@@ -3,8 +3,8 @@
 import contextlib
 import logging
 import os
+import platform
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -29,6 +29,7 @@ from ddphub.session.presence import Presence
 from ddphub.session.report import report
 from ddphub.session.session import Session
 from ddphub.session.spool import OwnSpool
+from ddphub.tell import tell
 
 logger = logging.getLogger(__name__)
 
@@ -79,9 +80,9 @@ class Owner:
         self.outbox = Outbox(self._own_spool)
         client = None
         if settings.mode == "online" and settings.hub is not None:
-            from ddphub.hubs.ddphub import DdphubClient  # noqa: PLC0415  # requests, for online runs only
+            from ddphub.hubs.connect import connect  # noqa: PLC0415  # requests, for online runs only
 
-            client = DdphubClient(settings.hub, settings.api_key)
+            client = connect(settings.hub, settings.api_key)
         self.session = Session(
             folder=self.folder,
             info=self.info,
@@ -118,6 +119,10 @@ class Owner:
     def hurry(self, deadline: float) -> None:
         """Ends a `finish` that is under way at `deadline` (time.monotonic), if that is earlier."""
         self.session.hurry(deadline)
+
+    def start_clocks(self) -> None:
+        """See `Delivery.start_clocks`."""
+        self.session.start_clocks()
 
     def put(self, event: Event) -> None:
         """An event of rank 0's own."""
@@ -170,7 +175,7 @@ class Owner:
         self.session.make_room(slot, needed)
 
     def _continue_or_make(self, settings: Settings, run_id: str, slurm: SlurmJob | None) -> RunInfo:
-        made = RunInfo(run_id, settings.project, settings.name, settings.hub)
+        made = RunInfo(run_id, settings.project, settings.name, settings.hub, model=settings.model)
         try:
             info = RunInfo.load(self.folder.run_json)
         except FileNotFoundError:
@@ -186,7 +191,9 @@ class Owner:
             if info.hub is not None:
                 logger.warning("run %s reported to %s before; it goes on at %s", run_id, info.hub, settings.hub)
             info.hub = settings.hub
+        info.model = settings.model or info.model
         info.config = settings.config or info.config
+        info.environment = _environment()
         info.attempts = [*info.attempts, self.attempt_id]
         info.world_size = self._topology.world_size
         info.restart_count = slurm.restart_count if slurm else None
@@ -250,8 +257,11 @@ def about(topology: Topology) -> dict[str, Any]:
     }
 
 
-def tell(lines: list[str]) -> None:
-    """Says something to the person who started the job: on stderr, where a program's output is not disturbed."""
-    with contextlib.suppress(OSError, ValueError):  # stderr may be closed
-        sys.stderr.write("".join(f"ddphub: {line}\n" for line in lines))
-        sys.stderr.flush()
+def _environment() -> dict[str, Any]:
+    """What hubs show of the machine; no path, no argument."""
+    return {
+        "host": socket.gethostname(),
+        "os": platform.platform(),
+        "python": platform.python_version(),
+        "cpus": os.cpu_count() or 0,
+    }

@@ -75,6 +75,7 @@ def init(
     name: str | None = None,
     run_id: str | None = None,
     hub: str | None = None,
+    model: str | None = None,
     dir: str | os.PathLike[str] | None = None,  # noqa: A002  # the name of the setting everywhere
     mode: str | None = None,
     config: Mapping[str, Any] | None = None,
@@ -92,7 +93,8 @@ def init(
         project: the project's name.
         name: the model's name; the script's name by default.
         run_id: the run to continue or to make; DDPHUB_RUN_ID.
-        hub: the hub's URL; DDPHUB_URL. Without one the run stays on disk.
+        hub: the hub's URL, `platform` or `hub-v1`, see `ddphub.address`; DDPHUB_URL. Without one the run stays on disk.
+        model: an existing model to report to: its id, KEY_MODELID, or the URL of its page.
         dir: folder for run directories; DDPHUB_DIR, `./.ddphub`.
         mode: `online`, `offline` or `disabled`; DDPHUB_MODE.
         config: what the run is made with, shown by the hub.
@@ -298,12 +300,24 @@ class Run:
         """
         if not self._enabled:
             return False
-        flag = self._signal is not None or (self._owner is not None and self._owner.session.stop_requested)
         try:
-            return agree(flag, self.topology.world_size)
+            return agree(self.stop_requested, self.topology.world_size)
         except Exception as error:  # noqa: BLE001  # a peer died: the loop's next collective says so better
             logger.warning("should_stop() could not ask rank 0: %s", error)
             return False
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether the hub asked the run to stop, as far as this rank knows: rank 0; False elsewhere. Waits for nobody.
+
+        For loops that tell the other ranks by themselves; `should_stop` does both.
+        """
+        return self._signal is not None or (self._owner is not None and self._owner.session.stop_requested)
+
+    def start_clocks(self) -> None:
+        """Starts the rate limit of checkpoints: the first of each kind waits for it, too. Rank 0; elsewhere nothing."""
+        if self._owner is not None:
+            self._owner.start_clocks()
 
     def finish(self) -> None:
         """Ends the run on this rank: flushes, delivers, reports. Any rank; idempotent; never raises.

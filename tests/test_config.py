@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from ddphub import config
-from ddphub.config import SETTINGS, VARIABLES, Credentials, RateLimits, Settings, check_url
+from ddphub.address import check_url
+from ddphub.config import SETTINGS, VARIABLES, Credentials, RateLimits, Settings
 from ddphub.errors import DdphubError, SettingsError
 
 KEY = "a-key-that-nobody-may-see"

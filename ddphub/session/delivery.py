@@ -67,12 +67,14 @@ class Delivery:
         self._offline_or_client = client
         self._hub = hub
         self._model_id: str | None = None
+        self._url: str | None = None
         self._ckpt_interval = ckpt_interval
         self._progress = progress
         self._lock = SessionLock(folder.session_lock)
         self._journal: Journal | None = None
         self._journal_lock = threading.RLock()
         self._last_upload: dict[str, float] = {}  # kind -> when, by time.monotonic
+        self._clocks_started = float("-inf")
         self._outdated: set[str] = set()  # entries that were superseded when a newer one was sent
         self._making_room = threading.Lock()
         self._uploading: str | None = None
@@ -93,7 +95,7 @@ class Delivery:
     @property
     def url(self) -> str | None:
         """Where a person looks at the run; None until there is a model."""
-        return f"{self._hub}/models/{self._model_id}" if self._hub and self._model_id else None
+        return self._url
 
     @property
     def patience(self) -> float:
@@ -112,9 +114,9 @@ class Delivery:
             if not self._lock.acquire():
                 return False
             self._journal = Journal(self._folder.journal)
-            known = self._journal.state.model
-            if known is not None and known[0] == self._hub:
-                self._model_id = known[1]
+            state = self._journal.state
+            if state.model is not None and state.model[0] == self._hub:
+                self._model_id, self._url = state.model[1], state.url
             return True
 
     def release(self) -> None:
@@ -127,12 +129,35 @@ class Delivery:
 
     def register(self) -> None:
         """Makes or finds the model and journals its id; every other call comes after it."""
-        registration = Registration(self._info.run_id, self._info.project, self._info.name, self._info.config)
-        model_id = self._client.register(registration)
-        if self._hub is not None and self._state().model != (self._hub, model_id):
-            self._record({"record": "model", "hub": self._hub, "model_id": model_id})
-        self._model_id = model_id
+        info, client = self._info, self._client
+        registration = Registration(
+            info.run_id,
+            info.project,
+            info.name,
+            info.config,
+            attempts=tuple(info.attempts),
+            environment=info.environment,
+            wanted=info.model,
+            known=self._model_id,
+            memory=self._state().memory if self._model_id else {},
+        )
+        self._remember(client.register(registration))
+        if not client.is_idempotent:
+            for path in self._spool_files():
+                for events, _ in self._readable(path, delivered=True):
+                    client.recall(events)
         self.registered = True
+
+    def _remember(self, model_id: str) -> None:
+        """Journals what the client knows of the model, if it is news."""
+        client = self._client
+        model_id = client.memory.get("model_id", model_id)
+        url, memory = client.url(model_id), dict(client.memory)
+        state = self._state()
+        if self._hub is not None and ((self._hub, model_id), url, memory) != (state.model, state.url, state.memory):
+            where = {"hub": self._hub, "model_id": model_id, "url": url}
+            self._record({"record": "model", **where, "memory": memory})
+        self._model_id, self._url = model_id, url
 
     def retry_aside(self) -> None:
         """Gives what was set aside another try."""
@@ -177,14 +202,22 @@ class Delivery:
     def send_events(self) -> bool:
         """Sends what the spool holds beyond the journal; returns whether every complete line is done.
 
+        It is not while an attempt's end has to wait for checkpoints, see `HubClient.ends_last`.
+
         Raises:
             HubError: the hub did not take them; they stay.
             OSError: the journal cannot be written.
         """
+        done = True
         for path in self._spool_files():
             for requests_events, end in self._readable(path):
                 refused: list[tuple[Event, HubRejected]] = []
-                self._send_some(requests_events, refused)
+                now = self._before_end(requests_events)
+                self._send_some(requests_events[:now], refused)
+                self._remember(self._model())
+                if now < len(requests_events):
+                    done = False  # the whole line is sent again, which the client knows
+                    break
                 for event, _ in refused:
                     again: list[tuple[Event, HubRejected]] = []
                     self._send_some([event], again)  # it may have been the hub, which others found mended
@@ -192,11 +225,19 @@ class Delivery:
                         self._set_event_aside(path, *again[0])
                 self._record({"record": "offset", "spool": path.name, "offset": end})
                 self._progress("events", len(requests_events))
-        return True
+        return done
 
-    def _readable(self, path: Path) -> Iterator[tuple[list[Event], int]]:
+    def _before_end(self, events: list[Event]) -> int:
+        """How many of the events may be sent before the checkpoints that wait."""
+        if self._client.ends_last and self._waiting():
+            for index, event in enumerate(events):
+                if event.get("kind") == "attempt" and event.get("state") == "finished":
+                    return index
+        return len(events)
+
+    def _readable(self, path: Path, *, delivered: bool = False) -> Iterator[tuple[list[Event], int]]:
         """`_unsent`; a file that cannot be read stays for the report to name, and holds up no other."""
-        requests = self._unsent(path)
+        requests = self._unsent(path, delivered=delivered)
         while True:
             try:
                 request = next(requests)
@@ -213,13 +254,19 @@ class Delivery:
         files = self._folder.spool_files()
         return sorted(files, key=lambda path: (order.get(path.name[:32], len(order)), "-relay" not in path.name))
 
-    def _unsent(self, path: Path) -> Iterator[tuple[list[Event], int]]:
-        """(events, offset behind them) of one request each, from the journal's offset to the last complete line."""
+    def _unsent(self, path: Path, *, delivered: bool) -> Iterator[tuple[list[Event], int]]:
+        """(events, offset behind them) of one request each, from the journal's offset to the last complete line.
+
+        With `delivered`, those before the journal's offset instead.
+        """
         events: list[Event] = []
         size = 0
-        offset = self._state().offsets.get(path.name, 0)
+        until = self._state().offsets.get(path.name, 0)
+        start = offset = 0 if delivered else until
         for line in read_lines(path, offset):
-            if line.record is None:
+            if delivered and line.end > until:
+                break
+            if line.record is None and not delivered:
                 logger.warning("%s: the line at byte %d is damaged and skipped; it stays there", path, line.start)
             batch = _expanded(path, line.record)
             if events and (len(events) + len(batch) > wire.MAX_BATCH_EVENTS or size > REQUEST_BYTES):
@@ -228,7 +275,7 @@ class Delivery:
             events += batch
             offset = line.end
             size += line.end - line.start
-        if offset != self._state().offsets.get(path.name, 0):
+        if offset != start:
             yield events, offset
 
     def _send_some(self, events: list[Event], refused: list[tuple[Event, HubRejected]]) -> None:
@@ -284,7 +331,7 @@ class Delivery:
         self.clean_up()
         waiting = self._waiting()
         superseded = _superseded(waiting, self._outdated) if self._ckpt_interval > 0 else []
-        limited = {kind for kind, sent in self._last_upload.items() if time.monotonic() - sent < self._ckpt_interval}
+        limited = self._limited()
         why = f"the rate limit of {self._ckpt_interval:g} s"
         self._drop([entry for entry in superseded if entry.slot.kind in limited], why)
         unreadable: OSError | None = None
@@ -305,6 +352,16 @@ class Delivery:
         if flush:
             self._drop(superseded, why)
         return not self._waiting()
+
+    def start_clocks(self) -> None:
+        """From now on the first upload of each kind, too, waits for the rate limit."""
+        self._clocks_started = time.monotonic()
+
+    def _limited(self) -> set[str]:
+        """The kinds whose rate limit holds back uploads; finals have none."""
+        now = time.monotonic()
+        last = {kind: self._last_upload.get(kind, self._clocks_started) for kind in wire.KINDS if kind != "final"}
+        return {kind for kind, sent in last.items() if now - sent < self._ckpt_interval}
 
     def make_room(self, needed: int, *, for_final: bool) -> None:
         """Frees at least `needed` bytes if it may: superseded entries first, then the oldest unsent epoch entries.
@@ -374,6 +431,7 @@ class Delivery:
             digest = self._staging.seal(entry, self._client.part_size)
             files = {file.name: entry.file_path(file.name) for file in entry.files}
             receipt = self._client.upload(self._model(), entry.entry_id, _manifest(entry, digest), files)
+            self._remember(self._model())
         except HubRejected as error:
             if error.status not in _ABOUT_THE_CONTENT:
                 raise

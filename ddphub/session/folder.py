@@ -99,12 +99,14 @@ class RunInfo:
         run_id: the run.
         project: the project's name.
         name: the model's name.
-        hub: base URL of the hub; None when the run was made without one.
+        hub: the hub, see `ddphub.address`; None when the run was made without one.
         config: the user's configuration.
         attempts: attempt ids in order of their start on this directory.
         world_size: of the newest attempt.
         restart_count: SLURM's, of the newest attempt; None outside SLURM.
         created: seconds since the epoch.
+        model: the hub's id of an existing model that the run was told to report to.
+        environment: what rank 0's process says of itself, of the newest attempt: host, os, python, cpus.
     """
 
     run_id: str
@@ -116,6 +118,8 @@ class RunInfo:
     world_size: int = 1
     restart_count: int | None = None
     created: float = field(default_factory=time.time)
+    model: str | None = None
+    environment: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: Path) -> "RunInfo":
@@ -131,12 +135,15 @@ class RunInfo:
             raise JournalError(f"{path}: not JSON ({error})") from error
         if not isinstance(content, dict):
             raise JournalError(f"{path}: expected a JSON object")
+        content = {"model": None, "environment": {}, **content}  # which earlier versions did not write
         wrong = (
             _wrong("run_id", names.wrong_run_id(content.get("run_id")))
             or _wrong("project", names.wrong_name(content.get("project")))
             or _wrong("name", names.wrong_name(content.get("name")))
             or _wrong_type(content, "hub", str | None)
+            or _wrong_type(content, "model", str | None)
             or _wrong_type(content, "config", dict)
+            or _wrong_type(content, "environment", dict)
             or _wrong_type(content, "attempts", list)
             or _wrong_type(content, "world_size", int)
             or _wrong_type(content, "restart_count", int | None)

@@ -2,7 +2,7 @@
 
 | record | fields |
 | --- | --- |
-| `model` | hub, model_id: what the run is there; the last one counts |
+| `model` | hub, model_id, url: what the run is there; memory: of the hub's client; the last one counts |
 | `offset` | spool: file name; offset: bytes of it that are delivered or set aside |
 | `receipt` | entry_id, checkpoint_id, model_id, at |
 | `superseded` | entry_id, reason: dropped before it was sent |
@@ -64,6 +64,8 @@ class Delivered:
     Attributes:
         offsets: spool file name -> bytes done.
         model: (hub, model_id), once registered.
+        url: where a person looks at it.
+        memory: what the hub's client wants to know again.
         receipts: entry_id -> the hub's checkpoint id.
         superseded: entry ids dropped unsent.
         aside_events: (spool, attempt_id, rank, seq) -> reason.
@@ -74,6 +76,8 @@ class Delivered:
 
     offsets: dict[str, int] = field(default_factory=dict)
     model: tuple[str, str] | None = None
+    url: str | None = None
+    memory: dict[str, str] = field(default_factory=dict)
     receipts: dict[str, str] = field(default_factory=dict)
     superseded: set[str] = field(default_factory=set)
     aside_events: dict[tuple[str, str, int, int], str] = field(default_factory=dict)
@@ -88,7 +92,8 @@ class Delivered:
     def records(self) -> Iterator[dict[str, Any]]:
         """Records that say the same as this."""
         if self.model is not None:
-            yield {"record": "model", "hub": self.model[0], "model_id": self.model[1]}
+            where = {"hub": self.model[0], "model_id": self.model[1], "url": self.url}
+            yield {"record": "model", **where, "memory": self.memory}
         for spool, pruned in self.pruned.items():
             yield pruned.to_record(spool)
         for spool, offset in self.offsets.items():
@@ -111,7 +116,9 @@ class Delivered:
         """
         match record["record"]:
             case "model":
-                self.model = (str(record["hub"]), str(record["model_id"]))
+                self.model = str(record["hub"]), str(record["model_id"])
+                self.url = str(record.get("url") or "/models/".join(self.model))
+                self.memory = {str(key): str(value) for key, value in record.get("memory", {}).items()}
             case "offset":
                 spool, offset = str(record["spool"]), int(record["offset"])
                 if not 0 <= offset < 2**63:

@@ -154,7 +154,7 @@ def report(folder: RunFolder) -> Report:
         run_id=info.run_id,
         hub=hub,
         model_id=model_id,
-        url=f"{hub}/models/{model_id}" if model_id else None,
+        url=delivered.url if model_id else None,
         attempts=len(info.attempts),
         world_size=info.world_size,
         in_use=in_use,

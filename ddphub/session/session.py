@@ -73,7 +73,8 @@ class Session:
         self._loops.append(
             Loop("ddphub-events", self._send_events, lambda: self._pace(rate_limits.metrics), self._is_ready)
         )
-        self._loops.append(Loop("ddphub-checkpoints", self._send_checkpoints, lambda: self._pace(1.0), self._is_ready))
+        self._checkpoints = Loop("ddphub-checkpoints", self._send_checkpoints, lambda: self._pace(1.0), self._is_ready)
+        self._loops.append(self._checkpoints)
         self._heartbeat = Loop("ddphub-heartbeat", self._beat, self._heartbeat_pace)
 
     def start(self) -> None:
@@ -124,6 +125,10 @@ class Session:
         self._deadline = min(self._deadline, deadline)
         for loop in self._loops:
             loop.hurry(deadline)
+
+    def start_clocks(self) -> None:
+        """See `Delivery.start_clocks`."""
+        self._delivery.start_clocks()
 
     def wake(self) -> None:
         """A checkpoint has been staged."""
@@ -184,8 +189,12 @@ class Session:
             return delivery
 
     def _send_events(self, finishing: bool) -> bool:
+        no_more_checkpoints = finishing and self._checkpoints.join(0.0)
         delivery = self._open(finishing)
-        return delivery is not None and delivery.send_events()
+        if delivery is None:
+            return False
+        # An end that waits for checkpoints which this process gave up on is the next deliverer's.
+        return delivery.send_events() or no_more_checkpoints
 
     def _send_checkpoints(self, finishing: bool) -> bool:
         delivery = self._open(finishing)

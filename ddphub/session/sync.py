@@ -149,7 +149,8 @@ def _drain(delivery: Delivery) -> None:
         try:
             if not delivery.registered:
                 delivery.register()
-            if delivery.send_events() and delivery.send_checkpoints(flush=True):
+            has_sent_events = delivery.send_events()
+            if delivery.send_checkpoints(flush=True) and has_sent_events:
                 return
         except HubUnavailable as error:
             pause = backoff.next(error.retry_after)

@@ -8,6 +8,7 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 from hypothesis import strategies as st
@@ -95,6 +96,8 @@ class DictHub:
     """The hub as one thinks of it. It answers as the wire says, or as the next of its `faults` does."""
 
     part_size = 16
+    is_idempotent, ends_last = True, False
+    memory: ClassVar = {}
     heartbeat_s = None
 
     def __init__(self):
@@ -126,6 +129,9 @@ class DictHub:
         with self._fault():
             assert registration.run_id == "run"
         return "model"
+
+    def url(self, model_id):
+        return f"{HUB}/models/{model_id}"
 
     def send_events(self, model_id, events):
         assert model_id == "model"
