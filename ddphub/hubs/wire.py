@@ -4,7 +4,8 @@ An extension to HUB v1: the same `x-api-key` or `Authorization: Bearer` header a
 `{"success": bool, "message": str, "data": ...}`. Errors are RFC 9457 problem details with the envelope's
 `success` and `message` beside them.
 
-The list of checkpoints takes `?entry_id=` (that entry alone, if it is committed) and `?after=<checkpoint id>&limit=`.
+The list of checkpoints takes `?entry_id=` (that entry alone, if it is committed), `?after=<checkpoint id>&limit=`,
+`?kind=` and `?order=desc`; the list of models `?project=&run_id=`.
 Completing a checkpoint whose parts have not all arrived is a 409 whose problem lists them in `missing`.
 """
 

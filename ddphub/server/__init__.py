@@ -6,10 +6,12 @@ serving ── app ── api/, pages/         requests and answers
                    ├── database        tables, migrations/
                    ├── directory       blobs: parts and files of checkpoints
                    ├── commits         a checkpoint from its first request to its commit
-                   └── auth, signing   keys, part URLs, browser sessions
+                   ├── uploads         a checkpoint that comes whole in one request (HUB v1)
+                   └── auth, signing   keys, signed URLs, browser sessions
 ```
 
-Events: `incoming_events` checks them, `event_log` stores them, `attempts` derives what they say.
+Events: `incoming_events` checks them, `event_log` stores them, `attempts` derives what they say. `hub_v1` makes events
+of what HUB v1 clients report, and `hub_v1_view` tells those clients of a model in their words.
 """
 
 from ddphub.server.serving import serve

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ddphub import __version__
 from ddphub.server import problems
-from ddphub.server.api import capabilities, checkpoints, downloads, events, heartbeats, models, parts
+from ddphub.server.api import capabilities, checkpoints, downloads, events, heartbeats, hub_v1, models, parts
 from ddphub.server.hub import Hub
 from ddphub.server.pages import routes as pages
 
@@ -45,8 +45,9 @@ def create_app(hub: Hub) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.hub = hub
-    for module in (capabilities, models, events, heartbeats, checkpoints, parts, downloads, pages):
+    for module in (capabilities, models, events, heartbeats, hub_v1, checkpoints, parts, downloads, pages):
         app.include_router(module.router)
+    app.include_router(downloads.signed_router)
     problems.install(app)
     app.add_middleware(_SecurityHeaders)
     return app

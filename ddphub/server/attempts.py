@@ -4,6 +4,7 @@ Events come late, out of order and more than once, so nothing here overwrites: e
 it, and only a later event of the same stream replaces it. What an attempt and its ranks are is said by rank 0.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
@@ -18,7 +19,15 @@ ENDED: Final = ("finished", "failed", "preempted")
 SILENT_HEARTBEATS: Final = 3
 """A run that misses so many is lost."""
 
+HUB_V1_HEARTBEAT_S: Final = 300.0
+"""Seconds between the heartbeats of HUB v1 clients."""
+
 ModelState = Literal["new", "running", "lost", "finished", "failed", "preempted"]
+
+
+def hub_v1_attempt_id(model: Model) -> str:
+    """The id of the one attempt that HUB v1 clients report to, as their requests name none."""
+    return hashlib.sha256(f"hub v1 {model.public_id}".encode()).hexdigest()[:32]
 
 
 def known_attempts(session: Session, model: Model, seen: Mapping[str, float]) -> dict[str, Attempt]:
@@ -45,11 +54,14 @@ def known_attempts(session: Session, model: Model, seen: Mapping[str, float]) ->
     return attempts
 
 
-def apply_events(session: Session, batch: Sequence[IncomingEvent], attempts: Mapping[str, Attempt]) -> None:
+def apply_events(
+    session: Session, model: Model, batch: Sequence[IncomingEvent], attempts: Mapping[str, Attempt]
+) -> None:
     """Let a batch say what it says of its attempts and their ranks.
 
     Args:
         session: a write session.
+        model: whose events these are.
         batch: checked events.
         attempts: the rows of every attempt in the batch.
     """
@@ -58,7 +70,7 @@ def apply_events(session: Session, batch: Sequence[IncomingEvent], attempts: Map
     for event in batch:
         streams.setdefault((event.attempt_id, event.rank), []).append(event)
         if event.rank == 0 and event.kind == "attempt":
-            _apply_attempt(attempts[event.attempt_id], event)
+            _apply_attempt(model, attempts[event.attempt_id], event)
         elif event.rank == 0 and event.kind == "rank":
             _apply_rank(ranks.row(attempts[event.attempt_id], event.fields["of_rank"]), event)
     for (attempt_id, rank), events in streams.items():
@@ -69,9 +81,13 @@ def apply_events(session: Session, batch: Sequence[IncomingEvent], attempts: Map
             reporter.last_step, reporter.last_step_seq = last.fields["step"], last.seq
 
 
-def _apply_attempt(attempt: Attempt, event: IncomingEvent) -> None:
+def _apply_attempt(model: Model, attempt: Attempt, event: IncomingEvent) -> None:
     fields = event.fields
     if fields["state"] == "started":
+        asked = model.stop_requested_at
+        if attempt.started_at is None and asked is not None and event.time > asked:
+            # Whoever asked meant the attempt that ran then, not the one that was started after it.
+            model.stop_requested_at = None
         attempt.started_at = event.time if attempt.started_at is None else min(event.time, attempt.started_at)
     newer = _newer(event, attempt)
     if fields.get("world_size") is not None and (newer or attempt.world_size is None):
@@ -153,5 +169,7 @@ def model_state(model: Model, attempts: Sequence[Attempt], now: float, heartbeat
         return "failed"
     if attempt.state == "preempted":
         return "preempted"
+    if attempt.attempt_id == hub_v1_attempt_id(model):
+        heartbeat_s = max(heartbeat_s, HUB_V1_HEARTBEAT_S)
     silent_s = now - (model.last_seen or attempt.first_time)
     return "lost" if silent_s > SILENT_HEARTBEATS * heartbeat_s else "running"

@@ -50,17 +50,17 @@ class Blobs:
         """Let every `join` that runs raise `Interrupted`."""
         self._stopping.set()
 
+    def new_file(self) -> "IncomingFile":
+        """A file for bytes that arrive: those of a part, or a whole file's."""
+        return IncomingFile(self._directory.new_incoming())
+
     # Parts ----------------------------------------------------------------------------------------------------------
 
     def open_upload(self, checkpoint: str) -> None:
         """Make room for a checkpoint's parts; a part is only kept while that room is there."""
         self._upload(checkpoint).mkdir(mode=0o700, exist_ok=True)
 
-    def new_part(self) -> "IncomingPart":
-        """A file for the bytes of one part."""
-        return IncomingPart(self._directory.new_incoming())
-
-    def keep_part(self, part: "IncomingPart", checkpoint: str, file: int, number: int) -> bool:
+    def keep_part(self, part: "IncomingFile", checkpoint: str, file: int, number: int) -> bool:
         """Sync a part's bytes and put them in their place.
 
         Returns:
@@ -119,15 +119,22 @@ class Blobs:
         try:
             if self._copy(sources, made) != sha256:
                 raise self._blame(sources, parts)
-            place = self.path(project, sha256)
-            for folder in (place.parent.parent, place.parent):
-                if not folder.exists():
-                    folder.mkdir(mode=0o700, exist_ok=True)
-                    sync_folder(folder.parent)
-            made.replace(place)
-            sync_folder(place.parent)
+            self._place(made, project, sha256)
         finally:
             made.unlink(missing_ok=True)
+
+    def keep(self, file: "IncomingFile", project: str) -> None:
+        """Make a blob of a whole file that was synced."""
+        self._place(file.path, project, file.sha256)
+
+    def _place(self, made: Path, project: str, sha256: str) -> None:
+        place = self.path(project, sha256)
+        for folder in (place.parent.parent, place.parent):
+            if not folder.exists():
+                folder.mkdir(mode=0o700, exist_ok=True)
+                sync_folder(folder.parent)
+        made.replace(place)
+        sync_folder(place.parent)
 
     def _copy(self, sources: Sequence[Path], target: Path) -> str:
         digest = hashlib.sha256()
@@ -160,13 +167,19 @@ class Blobs:
         except FileNotFoundError:
             return False
 
+    def stored(self) -> Iterator[tuple[str, list[str]]]:
+        """The blobs on disk: a project's id and the sha256 of some of its blobs, all of them in the end."""
+        for project in self._directory.blobs.iterdir():
+            for folder in project.iterdir():
+                yield project.name, [entry.name for entry in folder.iterdir()]
+
     def remove(self, project: str, sha256: str) -> None:
         """Remove a blob that no commit vouches for."""
         self.path(project, sha256).unlink(missing_ok=True)
 
 
-class IncomingPart:
-    """The bytes of one part while they arrive; not safe for two threads at once.
+class IncomingFile:
+    """Bytes while they arrive; not safe for two threads at once.
 
     Args:
         path: a new file.

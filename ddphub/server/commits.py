@@ -15,6 +15,7 @@ import logging
 import secrets
 import string
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
@@ -22,7 +23,7 @@ from sqlalchemy import select
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.orm import Session
 
-from ddphub.hubs.wire import CheckpointAnswer, MissingFile
+from ddphub.hubs.wire import MAX_FILES, CheckpointAnswer, MissingFile
 from ddphub.server.attempts import known_attempts
 from ddphub.server.blobs import Blobs, Interrupted, WrongBytes
 from ddphub.server.database import Database
@@ -38,6 +39,13 @@ _log = logging.getLogger(__name__)
 def new_public_id() -> str:
     """20 random letters and digits, as HUB v1's ids have."""
     return "".join(secrets.choice(_ALPHABET) for _ in range(20))
+
+
+class Deleted(Problem):
+    """A checkpoint that was there a moment ago."""
+
+    def __init__(self) -> None:
+        super().__init__(404, "the checkpoint was deleted with its model")
 
 
 class Commits:
@@ -61,20 +69,17 @@ class Commits:
         self._inline_check_bytes = inline_check_bytes
         self._checkers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="ddphub-check")
         # Both change under the database's writer lock, or by the one thread that checks the checkpoint.
-        self._checking: set[int] = set()
-        self._failures: dict[int, str] = {}
+        # By id, not by number: the database gives a deleted checkpoint's number again.
+        self._checking: dict[str, set[tuple[str, str]]] = {}  # what is joined for it: (project's id, sha256)
+        self._failures: dict[str, str] = {}
         self._recover()
 
     def _recover(self) -> None:
+        # Put in their place just before the hub ended and never committed, or deleted with bytes still to remove.
+        for project_id, digests in self._blobs.stored():
+            self.remove_unvouched(project_id, digests)
         with self._database.read() as session:
-            receiving = session.scalars(select(Checkpoint).where(Checkpoint.committed_at.is_(None))).all()
-            for checkpoint in receiving:
-                project = _project_of(session, checkpoint)
-                for file in _files_of(session, checkpoint):
-                    if not _vouched(session, project, file.sha256):
-                        # Joined just before the hub ended, never committed.
-                        self._blobs.remove(project.public_id, file.sha256)
-        wanted = {checkpoint.public_id for checkpoint in receiving}
+            wanted = set(session.scalars(select(Checkpoint.public_id).where(Checkpoint.committed_at.is_(None))))
         for leftover in set(self._blobs.uploads()) - wanted:
             self._blobs.close_upload(leftover)
         for checkpoint_id in wanted:
@@ -100,7 +105,7 @@ class Commits:
             checkpoint = self._insert(session, model, manifest)
         elif checkpoint.fingerprint != manifest.fingerprint:
             raise Problem(422, f"the entry {manifest.entry_id} is known with another manifest")
-        elif failure := self._failures.get(checkpoint.id):
+        elif failure := self._failures.get(checkpoint.public_id):
             # A client that was told 202 comes back here; without this it would send the same bytes for ever.
             raise Problem(422, failure)
         return self.answer(session, checkpoint)
@@ -140,14 +145,18 @@ class Commits:
         self._blobs.open_upload(checkpoint.public_id)
         return checkpoint
 
-    def state(self, checkpoint_ref: int) -> CheckpointAnswer:
-        """What is known of a checkpoint, by its number."""
+    def state(self, checkpoint_id: str) -> CheckpointAnswer:
+        """What is known of a checkpoint.
+
+        Raises:
+            Problem: 404 when it was deleted.
+        """
         with self._database.read() as session:
-            answer = self.answer(session, session.get_one(Checkpoint, checkpoint_ref))
+            answer = self.answer(session, _find(session, checkpoint_id))
         if answer["missing"]:
             # A commit after that read removes the parts: they are missing only if it is still not committed now.
             with self._database.read() as session:
-                if session.get_one(Checkpoint, checkpoint_ref).committed_at is not None:
+                if _find(session, checkpoint_id).committed_at is not None:
                     return {**answer, "state": "committed", "missing": []}
         return answer
 
@@ -161,7 +170,7 @@ class Commits:
         """`receiving`, `checking` or `committed`."""
         if checkpoint.committed_at is not None:
             return "committed"
-        return "checking" if checkpoint.id in self._checking else "receiving"
+        return "checking" if checkpoint.public_id in self._checking else "receiving"
 
     def _missing(self, session: Session, checkpoint: Checkpoint) -> list[MissingFile]:
         arrived = self._blobs.parts(checkpoint.public_id)
@@ -206,83 +215,122 @@ class Commits:
             for row in wanted
         ]
 
-    def complete(self, checkpoint_ref: int) -> CheckpointAnswer:
+    def complete(self, checkpoint_id: str) -> CheckpointAnswer:
         """Commit a checkpoint whose parts are all there; a repeat finds it committed.
 
         Args:
-            checkpoint_ref: the checkpoint's number.
+            checkpoint_id: the checkpoint's id.
 
         Returns:
             Its state: `checking` when a thread goes on, or another request is at it.
 
         Raises:
-            Problem: 409 with the missing parts; 422 when a file does not have its sha256.
+            Problem: 409 with the missing parts; 422 when a file does not have its sha256; 404 when the checkpoint was
+                deleted.
         """
         with self._database.write() as session:
-            checkpoint = session.get_one(Checkpoint, checkpoint_ref)
+            checkpoint = _find(session, checkpoint_id)
             answer = self.answer(session, checkpoint)
             if answer["state"] != "receiving":
                 return answer
             if answer["missing"]:
-                if failure := self._failures.get(checkpoint_ref):
+                if failure := self._failures.get(checkpoint_id):
                     raise Problem(422, failure)
                 count = sum(len(file["parts"]) for file in answer["missing"])
                 detail = f"{count} parts have not arrived: send them, then complete"
                 raise Problem(409, detail, members={"missing": answer["missing"]})
             wanted = self._wanted(session, checkpoint)
-            self._checking.add(checkpoint_ref)
+            project = _project_of(session, checkpoint)
+            self._checking[checkpoint_id] = {(project.public_id, file.sha256) for _, file in wanted}
         if sum(file.size for _, file in wanted) > self._inline_check_bytes:
-            self._checkers.submit(self._check_in_thread, checkpoint_ref, wanted)
+            self._checkers.submit(self._check_in_thread, checkpoint_id, wanted)
             return {**answer, "state": "checking"}
         try:
-            self._check(checkpoint_ref, wanted)
+            self._check(checkpoint_id, wanted)
         except Interrupted:
             raise Problem(503, "the hub is stopping: complete again when it is back") from None
         return {**answer, "state": "committed"}
 
-    def _check_in_thread(self, checkpoint_ref: int, wanted: list[tuple[int, ManifestFile]]) -> None:
+    def _check_in_thread(self, checkpoint_id: str, wanted: list[tuple[int, ManifestFile]]) -> None:
         try:
-            self._check(checkpoint_ref, wanted)
+            self._check(checkpoint_id, wanted)
         except (Problem, Interrupted) as error:
             _log.warning("a checkpoint was not committed: %s", getattr(error, "detail", "the hub is stopping"))
         except Exception:  # noqa: BLE001  # a thread's end: whatever it was, the log has it and the hub goes on
             _log.exception("a checkpoint could not be checked; it can be completed again")
 
-    def _check(self, checkpoint_ref: int, wanted: list[tuple[int, ManifestFile]]) -> None:
-        self._failures.pop(checkpoint_ref, None)
+    def _check(self, checkpoint_id: str, wanted: list[tuple[int, ManifestFile]]) -> None:
+        self._failures.pop(checkpoint_id, None)
         try:
             with self._database.read() as session:
-                checkpoint = session.get_one(Checkpoint, checkpoint_ref)
+                checkpoint = _find(session, checkpoint_id)
                 project = _project_of(session, checkpoint)
             for number, file in wanted:
-                try:
-                    self._blobs.join(checkpoint.public_id, number, file.parts, project.public_id, file.sha256)
-                except WrongBytes as error:
-                    if error.damaged:
-                        raise Problem(409, f"parts of {file.name!a} were damaged here: send them again") from None
-                    # What was announced contradicts itself: this entry can never be committed.
-                    failure = f"the parts of {file.name!a} do not make the sha256 that was announced for it"
-                    self._failures[checkpoint_ref] = failure
-                    raise Problem(422, failure) from None
-            self._commit(checkpoint_ref, project, [file for _, file in wanted])
+                self._join(checkpoint_id, number, file, project)
+            self._commit(checkpoint_id, project, [file for _, file in wanted])
+        except Deleted:
+            for project_id, sha256 in self._checking.pop(checkpoint_id):
+                self.remove_unvouched(project_id, [sha256])
+            raise
         finally:
-            self._checking.discard(checkpoint_ref)
-        self._blobs.close_upload(checkpoint.public_id)
+            self._checking.pop(checkpoint_id, None)
+        self._blobs.close_upload(checkpoint_id)
 
-    def _commit(self, checkpoint_ref: int, project: Project, files: list[ManifestFile]) -> None:
+    def _join(self, checkpoint_id: str, number: int, file: ManifestFile, project: Project) -> None:
+        try:
+            self._blobs.join(checkpoint_id, number, file.parts, project.public_id, file.sha256)
+        except FileNotFoundError:
+            with self._database.read() as session:
+                _find(session, checkpoint_id)
+            raise
+        except WrongBytes as error:
+            if error.damaged:
+                raise Problem(409, f"parts of {file.name!a} were damaged here: send them again") from None
+            # What was announced contradicts itself: this entry can never be committed.
+            failure = f"the parts of {file.name!a} do not make the sha256 that was announced for it"
+            self._failures[checkpoint_id] = failure
+            raise Problem(422, failure) from None
+
+    def _commit(self, checkpoint_id: str, project: Project, files: list[ManifestFile]) -> None:
         now = time.time()
         rows = [
             {"project_ref": project.id, "sha256": file.sha256, "size": file.size, "created_at": now} for file in files
         ]
         with self._database.write() as session:
+            _find(session, checkpoint_id).committed_at = now
             if rows:
                 session.connection().execute(insert(Blob).on_conflict_do_nothing(), rows)
-            session.get_one(Checkpoint, checkpoint_ref).committed_at = now
+
+    def remove_unvouched(self, project_id: str, digests: list[str]) -> None:
+        """Remove those blobs that no commit vouches for, and that no check puts in their place at this moment."""
+        for start in range(0, len(digests), MAX_FILES):
+            some = digests[start : start + MAX_FILES]  # as many as a query may name
+            with self._database.write() as session:
+                project = session.scalar(select(Project).where(Project.public_id == project_id))
+                needed = set() if project is None else set(_vouched_among(session, project, some))
+                for joined in list(self._checking.values()):
+                    needed |= {sha256 for of_project, sha256 in joined if of_project == project_id}
+                for sha256 in some:
+                    if sha256 not in needed:
+                        self._blobs.remove(project_id, sha256)
+
+    def forget(self, checkpoint_ids: Iterable[str]) -> None:
+        """Drop what is held for checkpoints that were deleted."""
+        for checkpoint_id in checkpoint_ids:
+            self._failures.pop(checkpoint_id, None)
+            self._blobs.close_upload(checkpoint_id)
 
     def close(self) -> None:
         """Let checks that run end early; they begin anew when the client completes again."""
         self._blobs.stop()
         self._checkers.shutdown(wait=True, cancel_futures=True)
+
+
+def _find(session: Session, checkpoint_id: str) -> Checkpoint:
+    checkpoint = session.scalar(select(Checkpoint).where(Checkpoint.public_id == checkpoint_id))
+    if checkpoint is None:
+        raise Deleted
+    return checkpoint
 
 
 def _project_of(session: Session, checkpoint: Checkpoint) -> Project:
@@ -302,7 +350,3 @@ def _files_of(session: Session, checkpoint: Checkpoint) -> list[CheckpointFile]:
 def _vouched_among(session: Session, project: Project, digests: list[str]) -> list[str]:
     found = session.scalars(select(Blob.sha256).where(Blob.project_ref == project.id, Blob.sha256.in_(digests)))
     return list(found)
-
-
-def _vouched(session: Session, project: Project, sha256: str) -> bool:
-    return bool(_vouched_among(session, project, [sha256]))

@@ -4,7 +4,7 @@
 <data>/                                      0700, files 0600
   hub.lock                                   flock: the one process that serves this directory
   hub.db, hub.db-wal, hub.db-shm             the database
-  secret                                     signs part URLs and browser sessions
+  secret                                     signs URLs and browser sessions
   incoming/<random>                          bytes that still arrive or are being joined; emptied at start
   uploads/<checkpoint id>/<file>-<part>      parts that arrived whole and right
   blobs/<project id>/<sha256[:2]>/<sha256>   files of committed checkpoints

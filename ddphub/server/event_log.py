@@ -37,7 +37,7 @@ def store(session: Session, model: Model, batch: Sequence[IncomingEvent], receiv
     attempts = known_attempts(session, model, earliest)
     accepted = _insert(session, model, batch, attempts)
     # Derived state looks at repeats too: every rule in it gives the same result twice.
-    apply_events(session, batch, attempts)
+    apply_events(session, model, batch, attempts)
     _keep_latest(session, model, batch, attempts)
     model.events += accepted
     model.last_seen = now

@@ -12,6 +12,7 @@ from ddphub.server.database import Database
 from ddphub.server.directory import DataDirectory
 from ddphub.server.settings import ServerSettings
 from ddphub.server.signing import Signer
+from ddphub.server.uploads import Uploads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,7 @@ class Hub:
     keys: Keys
     blobs: Blobs
     commits: Commits
+    uploads: Uploads
 
     @classmethod
     def open(cls, settings: ServerSettings) -> "Hub":
@@ -51,6 +53,7 @@ class Hub:
                 part_size=settings.part_size,
                 inline_check_bytes=settings.inline_check_bytes,
             ),
+            uploads=Uploads(blobs, part_size=settings.part_size),
         )
 
     def close(self) -> None:

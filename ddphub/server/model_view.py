@@ -7,8 +7,9 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from ddphub.server.attempts import model_state, newest
+from ddphub.server.attempts import hub_v1_attempt_id, model_state, newest
 from ddphub.server.tables import Attempt, Checkpoint, CheckpointFile, LatestMetric, Model, Project, Rank
+from ddphub.server.uploads import is_last
 
 
 def summaries(session: Session, models: Sequence[Model], now: float, heartbeat_s: float) -> list[dict[str, Any]]:
@@ -21,25 +22,49 @@ def summaries(session: Session, models: Sequence[Model], now: float, heartbeat_s
         heartbeat_s: seconds between heartbeats.
     """
     projects = {
-        project.id: project.name
+        project.id: project
         for project in session.scalars(select(Project).where(Project.id.in_({one.project_ref for one in models})))
     }
     attempts: dict[int, list[Attempt]] = {model.id: [] for model in models}
     for attempt in session.scalars(select(Attempt).where(Attempt.model_ref.in_(attempts)).order_by(Attempt.number)):
         attempts[attempt.model_ref].append(attempt)
-    return [_summary(model, projects[model.project_ref], attempts[model.id], now, heartbeat_s) for model in models]
+    # A run that a HUB v1 client reports can be resumed once there is something to resume it from.
+    reported = {model.id for model in models if _reported_by_hub_v1(model, attempts[model.id])}
+    resumable = set(
+        session.scalars(
+            select(Checkpoint.model_ref).where(
+                Checkpoint.model_ref.in_(reported), Checkpoint.committed_at.is_not(None), is_last
+            )
+        )
+    )
+    return [
+        _summary(
+            model,
+            projects[model.project_ref],
+            attempts[model.id],
+            model_state(model, attempts[model.id], now, heartbeat_s),
+            begun=model.id in resumable if model.id in reported else bool(attempts[model.id]),
+        )
+        for model in models
+    ]
 
 
-def _summary(model: Model, project: str, attempts: list[Attempt], now: float, heartbeat_s: float) -> dict[str, Any]:
-    state = model_state(model, attempts, now, heartbeat_s)
+def _reported_by_hub_v1(model: Model, attempts: list[Attempt]) -> bool:
+    attempt = newest(attempts)
+    return attempt is not None and attempt.attempt_id == hub_v1_attempt_id(model)
+
+
+def _summary(model: Model, project: Project, attempts: list[Attempt], state: str, *, begun: bool) -> dict[str, Any]:
     return {
         "id": model.public_id,
-        "project": project,
+        "project": project.name,
+        "project_id": project.public_id,
         "name": model.name,
+        "meta": {"name": model.name},
         "run_id": model.run_id,
         "url": f"/models/{model.public_id}",
         "state": state,
-        "status": {"new": "new", "finished": "trained"}.get(state, "training"),
+        "status": "trained" if state == "finished" else "training" if begun else "new",
         "stop_requested": model.stop_requested_at is not None,
         "attempts": [
             {
@@ -61,7 +86,7 @@ def _summary(model: Model, project: str, attempts: list[Attempt], now: float, he
 
 
 def details(session: Session, model: Model, now: float, heartbeat_s: float) -> dict[str, Any]:
-    """All that is known of one model: HUB v1's fields, then the hub's own.
+    """All that is known of one model, in the hub's own words.
 
     Args:
         session: any session.
@@ -69,37 +94,11 @@ def details(session: Session, model: Model, now: float, heartbeat_s: float) -> d
         now: seconds since the epoch.
         heartbeat_s: seconds between heartbeats.
     """
-    request = json.loads(model.request)
-    config = request.get("config", {})
-    counts = dict(
-        session.execute(
-            select(Checkpoint.kind, func.count())
-            .where(Checkpoint.model_ref == model.id, Checkpoint.committed_at.is_not(None))
-            .group_by(Checkpoint.kind)
-        )
-        .tuples()
-        .all()
-    )
+    count = select(func.count()).where(Checkpoint.model_ref == model.id, Checkpoint.committed_at.is_not(None))
     return {
-        "meta": {**request.get("meta", {}), "name": model.name},
-        "data": request.get("dataset"),
-        "cfg": None,
-        "weights": None,
-        "resume": None,
-        "batch_size": config.get("batchSize"),
-        "epochs": config.get("epochs"),
-        "imgsz": config.get("imageSize"),
-        "patience": config.get("patience"),
-        "device": config.get("device"),
-        "cache": config.get("cache"),
-        "train_args": config,
-        "has_last_weights": bool(counts.get("epoch") or counts.get("final")),
-        "has_best_weights": bool(counts.get("best") or counts.get("final")),
-        "is_pretrained": False,
-        "is_custom": False,
         **summaries(session, [model], now, heartbeat_s)[0],
         "ranks": ranks(session, model),
-        "checkpoints": sum(counts.values()),
+        "checkpoints": session.scalar(count),
     }
 
 
@@ -144,27 +143,39 @@ def latest_metrics(session: Session, model: Model) -> list[dict[str, Any]]:
 
 
 def checkpoints(
-    session: Session, model: Model, *, after: str | None = None, entry_id: str | None = None, limit: int = 1000
+    session: Session,
+    model: Model,
+    *,
+    after: str | None = None,
+    entry_id: str | None = None,
+    kind: str | None = None,
+    newest_first: bool = False,
+    limit: int = 1000,
 ) -> list[dict[str, Any]]:
-    """The committed checkpoints, in the order in which they were begun.
+    """The committed checkpoints, in the order in which they were begun or the other way round.
 
     Args:
         session: any session.
         model: whose.
         after: the id of the last one of the page before.
         entry_id: only the one of this entry.
+        kind: only those of this kind.
+        newest_first: begin with the one that was begun last.
         limit: how many at most.
     """
     statement = (
         select(Checkpoint, Attempt.number, Attempt.attempt_id)
         .join(Attempt, Attempt.id == Checkpoint.attempt_ref)
         .where(Checkpoint.model_ref == model.id, Checkpoint.committed_at.is_not(None))
-        .order_by(Checkpoint.id)
+        .order_by(Checkpoint.id.desc() if newest_first else Checkpoint.id)
         .limit(limit)
     )
     if after is not None:
         last = select(Checkpoint.id).where(Checkpoint.model_ref == model.id, Checkpoint.public_id == after)
-        statement = statement.where(Checkpoint.id > last.scalar_subquery())
+        beyond = Checkpoint.id.__lt__ if newest_first else Checkpoint.id.__gt__
+        statement = statement.where(beyond(last.scalar_subquery()))
+    if kind is not None:
+        statement = statement.where(Checkpoint.kind == kind)
     if entry_id is not None:
         statement = statement.where(Checkpoint.entry_id == entry_id)
     rows = session.execute(statement).all()

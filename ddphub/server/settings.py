@@ -23,7 +23,7 @@ class ServerSettings:
         api_key: a key that the hub accepts beside the ones it stores; None for the stored ones alone.
         part_size: bytes of an uploaded part; the last part of a file is shorter.
         heartbeat_s: seconds between heartbeats; a run that is silent for three of them is lost.
-        url_lifetime_s: seconds that a signed part URL is good for.
+        url_lifetime_s: seconds that a signed URL is good for.
         session_lifetime_s: seconds that a browser stays signed in.
         inline_check_bytes: a checkpoint with more bytes to check is checked after its request was answered.
         shutdown_s: seconds that requests in progress are given when the hub is asked to stop.

@@ -1,15 +1,16 @@
-"""What the hub signs with its secret: part URLs and browser sessions."""
+"""What the hub signs with its secret: URLs of parts and downloads, and browser sessions."""
 
 import hashlib
 import hmac
 import time
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from ddphub.server.problems import Problem
 
 PARTS_PATH: Final = "/v1/parts"
+DOWNLOADS_PATH: Final = "/v1/downloads"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +32,27 @@ class Part:
     sha256: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Download:
+    """One file of a committed checkpoint: what a signed URL allows to read.
+
+    Args:
+        checkpoint: the checkpoint's id.
+        file: the file's number in its checkpoint, from 0.
+        name: what the URL ends in; clients name the file that they make by it.
+    """
+
+    checkpoint: str
+    file: int
+    name: str
+
+
 class Signer:
     """Makes and checks signatures (HMAC-SHA256).
 
     Args:
         secret: the hub's 32 random bytes.
-        url_lifetime_s: seconds that a part URL is good for.
+        url_lifetime_s: seconds that a signed URL is good for.
     """
 
     def __init__(self, secret: bytes, url_lifetime_s: int) -> None:
@@ -61,11 +77,12 @@ class Signer:
     def part_url(self, part: Part) -> str:
         """A URL without host that lets its holder PUT this part, until it expires."""
         expires = int(time.time()) + self._url_lifetime_s
+        fields = (part.checkpoint, part.file, part.number, part.size, part.sha256, expires)
         query = {
             "size": part.size,
             "sha256": part.sha256,
             "expires": expires,
-            "signature": self._part_signature(part, expires),
+            "signature": self.sign("part", *fields),
         }
         return f"{PARTS_PATH}/{part.checkpoint}/{part.file}/{part.number}?{urlencode(query)}"
 
@@ -75,11 +92,29 @@ class Signer:
         Raises:
             Problem: 403, when the signature is another one or the URL has expired.
         """
-        expected = self._part_signature(part, expires)
-        if not hmac.compare_digest(signature.encode("utf-8", "surrogatepass"), expected.encode()):
+        fields = (part.checkpoint, part.file, part.number, part.size, part.sha256, expires)
+        if not self.signed(signature, "part", *fields):
             raise Problem(403, "this URL was not signed by the hub")
         if expires < time.time():
             raise Problem(403, "this URL has expired: ask for the missing parts again")
 
-    def _part_signature(self, part: Part, expires: int) -> str:
-        return self.sign("part", part.checkpoint, part.file, part.number, part.size, part.sha256, expires)
+    def download_url(self, download: Download) -> str:
+        """A URL without host that lets its holder read this file, until it expires.
+
+        It has no query: HUB v1 clients tell a model file by how the URL ends.
+        """
+        expires = int(time.time()) + self._url_lifetime_s
+        signature = self.sign("download", download.checkpoint, download.file, download.name, expires)
+        place = f"{download.checkpoint}/{download.file}/{expires}/{signature}/{quote(download.name, safe='')}"
+        return f"{DOWNLOADS_PATH}/{place}"
+
+    def check_download(self, download: Download, expires: int, signature: str) -> None:
+        """Let only what `download_url` made pass.
+
+        Raises:
+            Problem: 403, when the signature is another one or the URL has expired.
+        """
+        if not self.signed(signature, "download", download.checkpoint, download.file, download.name, expires):
+            raise Problem(403, "this URL was not signed by the hub")
+        if expires < time.time():
+            raise Problem(403, "this URL has expired: ask for the model again")

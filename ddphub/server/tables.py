@@ -72,7 +72,7 @@ class Project(Base):
 
 
 class Model(Base):
-    """What a run reports to. `request` is the JSON it was created with."""
+    """What a run reports to. `request` is the JSON it was created with; one with `deleted_at` is shown nowhere."""
 
     __tablename__ = "models"
     __table_args__ = (UniqueConstraint("project_ref", "run_id"),)
@@ -87,6 +87,7 @@ class Model(Base):
     last_seen: Mapped[float | None]
     stop_requested_at: Mapped[float | None]
     events: Mapped[int] = mapped_column(default=0)
+    deleted_at: Mapped[float | None]
 
 
 class Attempt(Base):

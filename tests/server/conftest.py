@@ -1,8 +1,10 @@
 """One hub for the tests that only need some hub, and a model of their own for each test."""
 
 import pytest
+import requests
 from hub_process import HubProcess
 from hub_talk import PART_SIZE, Talk
+from hub_v1_talk import V1
 
 KEY = "k" * 42
 
@@ -19,6 +21,22 @@ def hub(tmp_path_factory):
 def talk(hub):
     """A new model in a new project."""
     return Talk(hub)
+
+
+@pytest.fixture
+def v1(hub):
+    """A new model of a HUB v1 client."""
+    return V1(hub)
+
+
+@pytest.fixture
+def browser(hub):
+    """A browser whose user gave the key."""
+    with requests.Session() as session:
+        session.trust_env = False
+        answer = session.post(f"{hub.url}/sign-in", data={"key": f" {hub.key} "}, allow_redirects=False)
+        assert (answer.status_code, answer.headers["location"]) == (303, "/")
+        yield session
 
 
 @pytest.fixture

@@ -360,6 +360,15 @@ def test_checkpoints_are_listed_in_order_page_by_page_or_by_entry(talk):
     assert [one["id"] for one in talk.get(f"/checkpoints?entry_id={entries[3]}")] == [ids[3]]
 
 
+def test_the_newest_checkpoints_are_asked_for_directly(v1):
+    ids = [v1.epoch(epoch, best=epoch == 1) for epoch in range(4)]
+    assert [one["id"] for one in v1.get("/checkpoints?order=desc&limit=2")] == [ids[3], ids[2]]
+    assert [one["id"] for one in v1.get(f"/checkpoints?order=desc&after={ids[1]}")] == [ids[0]]
+    assert [one["id"] for one in v1.get("/checkpoints?kind=epoch&order=desc&limit=1")] == [ids[3]]
+    assert [one["id"] for one in v1.get("/checkpoints?kind=best")] == [ids[1]]
+    problem(v1.http.get(v1.url("/checkpoints?order=up")), 422)
+
+
 # Downloads -----------------------------------------------------------------------------------------------------------
 
 

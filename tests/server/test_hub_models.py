@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+import time
 
 import pytest
 import requests
@@ -127,7 +128,7 @@ def test_hub_v1_fields_come_from_the_config(talk):
     assert (data["id"], data["status"], data["state"]) == (talk.model_id, "new", "new")
     assert (data["epochs"], data["batch_size"], data["imgsz"]) == (5, 16, None)
     assert data["meta"] == {"name": "net"}
-    assert data["train_args"] == {"epochs": 5, "batchSize": 16}
+    assert data["train_args"] == {"epochs": 5, "batch": 16}
     fields = {"data", "cfg", "weights", "resume", "patience", "device", "cache", "is_pretrained", "is_custom"}
     assert fields <= data.keys()
     assert data["has_last_weights"] is data["has_best_weights"] is False
@@ -253,3 +254,44 @@ def test_a_heartbeat_without_agent_id_is_given_one(talk):
     problem(talk.http.post(url, json={"agent": "a", "agentId": 3}), 422)
     problem(talk.http.post(url, json={"agent": "a", "agentId": None, "attempt_id": "x"}), 422)
     problem(talk.http.post(f"{talk.hub.url}/v1/agent/heartbeat/models/nobody", json={}), 404)
+
+
+def test_a_run_is_found_by_its_run_id(hub):
+    project = new_id()
+    http, url = hub.client(), f"{hub.url}/v1/models"
+    ids = {}
+    for run_id in ("one", "two"):
+        body = {"project": project, "meta": {"name": "n"}}
+        ids[run_id] = http.post(url, json=body, headers={"Idempotency-Key": run_id}).json()["data"]["id"]
+    found = http.get(url, params={"project": project, "run_id": "two"}).json()["data"]
+    assert [one["id"] for one in found["results"]] == [ids["two"]]
+    assert found["total"] == 1
+    none = http.get(url, params={"project": project, "run_id": "three"}).json()["data"]
+    assert none == {"results": [], "total": 0, "lastRecordId": None}
+    assert http.get(url, params={"limit": 1, "public": True, "page": 0, "query": "x"}).status_code == 200
+
+
+def test_another_attempt_is_not_asked_to_stop(talk):
+    """Whoever asked meant the attempt that ran then."""
+
+    def beat(attempt_id):
+        body = {"agent": "a", "agentId": None, "attempt_id": attempt_id}
+        return talk.http.post(f"{talk.hub.url}/v1/agent/heartbeat/models/{talk.model_id}", json=body).json()["data"]
+
+    first, second = talk.attempt_id, new_id()
+    talk.accepted(attempt_event(first, 0, "started", time=time.time() - 60))
+    asked = talk.http.post(talk.url("/stop")).json()["data"]["requested_at"]
+    assert beat(first)["stop"] is True
+    assert beat(second)["stop"] is False  # it has not said when it started
+    assert talk.accepted(metrics_event(second, 1))["stop"] is True
+    assert talk.accepted(attempt_event(second, 0, "started", time=asked + 1))["stop"] is False
+    assert beat(second)["stop"] is beat(first)["stop"] is False
+    assert talk.get()["stop_requested"] is False
+    talk.http.post(talk.url("/stop"))
+    assert talk.accepted(attempt_event(second, 0, "started", time=asked + 1))["stop"] is True
+    assert beat(second)["stop"] is True
+
+
+def test_a_stop_reaches_an_attempt_whose_start_was_told_late(talk):
+    asked = talk.http.post(talk.url("/stop")).json()["data"]["requested_at"]
+    assert talk.accepted(attempt_event(talk.attempt_id, 0, "started", time=asked - 1))["stop"] is True

@@ -9,16 +9,6 @@ from hub_talk import Talk, attempt_event, metrics_event, problem, rank_event, sh
 HOSTILE = "<script>alert('1')</script>\"&"
 
 
-@pytest.fixture
-def browser(hub):
-    """A browser whose user gave the key."""
-    with requests.Session() as session:
-        session.trust_env = False
-        answer = session.post(f"{hub.url}/sign-in", data={"key": f" {hub.key} "}, allow_redirects=False)
-        assert (answer.status_code, answer.headers["location"]) == (303, "/")
-        yield session
-
-
 def test_a_page_without_signing_in_leads_to_the_form(hub, talk):
     for path in ("/", f"/models/{talk.model_id}", "/models/nobody"):
         answer = requests.get(hub.url + path, allow_redirects=False)

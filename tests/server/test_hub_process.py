@@ -339,3 +339,30 @@ def test_a_database_of_a_newer_hub_is_refused(start_hub):
     database.close()
     with pytest.raises(RuntimeError, match="newer"):
         hub.start()
+
+
+def test_a_database_of_the_first_version_is_brought_up_to_date(tmp_path):
+    from alembic import command
+    from alembic.config import Config
+    from hub_process import HubProcess
+    from sqlalchemy import create_engine, text
+
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "hub.lock").touch()
+    engine = create_engine(f"sqlite:///{data / 'hub.db'}")
+    config = Config()
+    config.set_main_option("script_location", "ddphub.server:migrations")
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        connection.execute(text("INSERT INTO projects VALUES (1, 'p', 'old', 1.0)"))
+        connection.execute(
+            text("INSERT INTO models VALUES (1, 'm', 1, 'run', 'net', :request, 1.0, NULL, NULL, 0)"),
+            {"request": '{"project":"old","meta":{"name":"net"},"config":{"epochs":5}}'},
+        )
+    engine.dispose()
+    with HubProcess(data, api_key="k" * 42) as hub:
+        (model,) = hub.client().get(f"{hub.url}/v1/models").json()["data"]["results"]
+        assert (model["id"], model["run_id"]) == ("m", "run")
+        assert hub.client().get(f"{hub.url}/v1/models/m").json()["data"]["epochs"] == 5

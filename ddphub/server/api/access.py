@@ -43,7 +43,7 @@ def find_model(session: Session, model_id: str) -> Model:
     Raises:
         Problem: 404.
     """
-    model = session.scalar(select(Model).where(Model.public_id == model_id))
+    model = session.scalar(select(Model).where(Model.public_id == model_id, Model.deleted_at.is_(None)))
     if model is None:
         raise Problem(404, "the hub has no such model")
     return model

@@ -2,30 +2,73 @@
 
 import logging
 import re
-from typing import Final
+from typing import Annotated, Final
 from urllib.parse import quote
 
-from fastapi import Request
+from fastapi import APIRouter, Request
+from fastapi import Path as PathParameter
 from fastapi.responses import Response, StreamingResponse
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from ddphub.server.api.access import api_router, find_checkpoint, needs_key_or_session
 from ddphub.server.blobs import read_chunks
+from ddphub.server.body import INT64_MAX
 from ddphub.server.hub import Hub, HubDep
 from ddphub.server.problems import Problem
-from ddphub.server.tables import CheckpointFile, Model, Project
+from ddphub.server.signing import DOWNLOADS_PATH, Download
+from ddphub.server.tables import Checkpoint, CheckpointFile, Model, Project
 
 router = api_router(needs_key_or_session)
+signed_router = APIRouter(prefix=DOWNLOADS_PATH)
+"""A signed URL gives out the file that it was signed for, and needs no API key."""
 
 _log = logging.getLogger(__name__)
 
+_Number = Annotated[int, PathParameter(ge=0, le=INT64_MAX)]
 _RANGE: Final = re.compile(r"bytes=([0-9]{0,19})-([0-9]{0,19})")
 
 
 @router.api_route("/models/{model_id}/checkpoints/{checkpoint_id}/files/{name:path}", methods=["GET", "HEAD"])
 def download(hub: HubDep, request: Request, model_id: str, checkpoint_id: str, name: str) -> Response:
     """One file of a committed checkpoint."""
-    row, project = _find(hub, model_id, checkpoint_id, name)
+    with hub.database.read() as session:
+        checkpoint = find_checkpoint(session, model_id, checkpoint_id)
+        row = session.scalar(
+            select(CheckpointFile).where(CheckpointFile.checkpoint_ref == checkpoint.id, CheckpointFile.name == name)
+        )
+        project = _project_of(session, checkpoint)
+    if checkpoint.committed_at is None or row is None:
+        raise Problem(404, "the model has no committed checkpoint with such a file")
+    return _send(hub, request, row, project, name)
+
+
+@signed_router.api_route("/{checkpoint_id}/{number}/{expires}/{signature}/{name}", methods=["GET", "HEAD"])
+def download_signed(
+    *, hub: HubDep, request: Request, checkpoint_id: str, number: _Number, expires: _Number, signature: str, name: str
+) -> Response:
+    """The file that the URL was signed for."""
+    hub.signer.check_download(Download(checkpoint=checkpoint_id, file=number, name=name), expires, signature)
+    with hub.database.read() as session:
+        found = session.execute(
+            select(CheckpointFile, Project)
+            .join(Checkpoint, Checkpoint.id == CheckpointFile.checkpoint_ref)
+            .join(Model, Model.id == Checkpoint.model_ref)
+            .join(Project, Project.id == Model.project_ref)
+            .where(
+                Checkpoint.public_id == checkpoint_id,
+                CheckpointFile.number == number,
+                Checkpoint.committed_at.is_not(None),
+                Model.deleted_at.is_(None),
+            )
+        ).one_or_none()
+    if found is None:
+        raise Problem(404, "the checkpoint was deleted with its model")
+    row, project = found.tuple()
+    return _send(hub, request, row, project, name)
+
+
+def _send(hub: Hub, request: Request, row: CheckpointFile, project: Project, name: str) -> Response:
     etag = f'"{row.sha256}"'
     headers = {
         "etag": etag,
@@ -50,24 +93,19 @@ def download(hub: HubDep, request: Request, model_id: str, checkpoint_id: str, n
     try:
         file = hub.blobs.path(project.public_id, row.sha256).open("rb")
     except FileNotFoundError as error:
+        with hub.database.read() as session:
+            if session.get(CheckpointFile, row.id) is None:
+                raise Problem(404, "the checkpoint was deleted with its model") from error
         _log.exception("the blob %s of project %s is gone", row.sha256, project.public_id)
         raise Problem(500, "the hub has lost this file: send its checkpoint again under a new entry id") from error
     file.seek(start)
     return StreamingResponse(read_chunks(file, end - start), status, headers, media_type)
 
 
-def _find(hub: Hub, model_id: str, checkpoint_id: str, name: str) -> tuple[CheckpointFile, Project]:
-    with hub.database.read() as session:
-        checkpoint = find_checkpoint(session, model_id, checkpoint_id)
-        row = session.scalar(
-            select(CheckpointFile).where(CheckpointFile.checkpoint_ref == checkpoint.id, CheckpointFile.name == name)
-        )
-        if checkpoint.committed_at is None or row is None:
-            raise Problem(404, "the model has no committed checkpoint with such a file")
-        project = session.scalars(
-            select(Project).join(Model, Model.project_ref == Project.id).where(Model.id == checkpoint.model_ref)
-        ).one()
-    return row, project
+def _project_of(session: Session, checkpoint: Checkpoint) -> Project:
+    return session.scalars(
+        select(Project).join(Model, Model.project_ref == Project.id).where(Model.id == checkpoint.model_ref)
+    ).one()
 
 
 def _disposition(name: str) -> str:

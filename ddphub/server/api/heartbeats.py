@@ -5,12 +5,16 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from fastapi.responses import Response
+from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from ddphub import names
+from ddphub.server import hub_v1
 from ddphub.server.api.access import api_router, find_model
 from ddphub.server.body import JsonBody, parse_object
 from ddphub.server.hub import HubDep
 from ddphub.server.problems import Problem, answer
+from ddphub.server.tables import Attempt, Model
 
 if TYPE_CHECKING:
     from ddphub.hubs.wire import HeartbeatAnswer
@@ -30,12 +34,23 @@ def beat(hub: HubDep, model_id: str, body: JsonBody) -> Response:
             raise Problem(422, f"{field}: expected text of at most {MAX_AGENT} characters")
     if request.get("attempt_id") is not None and not names.is_hex_id(request["attempt_id"]):
         raise Problem(422, "attempt_id: expected 32 lower-case hex digits")
+    now = time.time()
     with hub.database.write() as session:
         model = find_model(session, model_id)
-        model.last_seen = time.time()
-        stop = model.stop_requested_at is not None
+        model.last_seen = now
+        if request.get("attempt_id") is None:
+            hub_v1.report(session, model, [], now)
+            stop = model.stop_requested_at is not None
+        else:
+            stop = model.stop_requested_at is not None and _started(session, model, request["attempt_id"])
     data: HeartbeatAnswer = {"agentId": request.get("agentId") or secrets.token_hex(16), "stop": stop}
     return answer(data)
+
+
+def _started(session: Session, model: Model, attempt_id: str) -> bool:
+    # Until an attempt has said when it started, nobody knows whether it is the one that was asked to stop.
+    found = select(Attempt.started_at).where(Attempt.model_ref == model.id, Attempt.attempt_id == attempt_id)
+    return session.scalar(found) is not None
 
 
 @router.post("/models/{model_id}/stop")

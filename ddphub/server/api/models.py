@@ -1,7 +1,10 @@
-"""Models: creating one for a run, finding them."""
+"""Models: creating one for a run, finding them, changing and deleting them."""
 
+import json
+import re
 import time
 from typing import Annotated, Any
+from urllib.parse import urljoin
 
 from fastapi import Query, Request
 from fastapi.responses import Response
@@ -9,13 +12,15 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from ddphub import events, names
-from ddphub.hubs.wire import IDEMPOTENCY_KEY
-from ddphub.server import model_view
+from ddphub.hubs.wire import IDEMPOTENCY_KEY, MAX_JSON_BODY
+from ddphub.server import hub_v1_view, model_view
 from ddphub.server.api.access import api_router, find_model
 from ddphub.server.body import JsonBody, parse_object
 from ddphub.server.commits import new_public_id
-from ddphub.server.hub import HubDep
+from ddphub.server.deletion import delete_model
+from ddphub.server.hub import Hub, HubDep
 from ddphub.server.problems import Problem, answer
+from ddphub.server.signing import Download
 from ddphub.server.tables import Model, Project
 
 router = api_router()
@@ -25,12 +30,14 @@ router = api_router()
 def create(hub: HubDep, request: Request, body: JsonBody) -> Response:
     """Create a model; a repeat with the same run id finds it."""
     content = parse_object(body)
-    project_name, name = _checked_names(content)
     run_id = request.headers.get(IDEMPOTENCY_KEY)
     if run_id is not None and (wrong := names.wrong_run_id(run_id)):
         raise Problem(422, f"{IDEMPOTENCY_KEY}: {wrong}")
+    name = _checked_name(content, path_allowed=run_id is None and "project" not in content)
+    if wrong := names.wrong_name(content.get("project", "default")):
+        raise Problem(422, f"project: {wrong}")
     with hub.database.write() as session:
-        project = _project(session, project_name)
+        project = _project(session, content)
         model = None
         if run_id is not None:
             model = session.scalar(select(Model).where(Model.project_ref == project.id, Model.run_id == run_id))
@@ -45,24 +52,34 @@ def create(hub: HubDep, request: Request, body: JsonBody) -> Response:
             )
             session.add(model)
             session.flush()
-        data = model_view.details(session, model, time.time(), hub.settings.heartbeat_s)
+        data = _shown(hub, request, session, model)
     return answer(data)
 
 
-def _checked_names(content: dict[str, Any]) -> tuple[str, str]:
-    # HUB v1 clients name no project and may leave the rest out.
-    for field in ("meta", "config"):
-        if not isinstance(content.get(field, {}), dict):
+def _checked_name(content: dict[str, Any], *, path_allowed: bool) -> str:
+    # HUB v1 clients may leave everything out, and send null for what they do not know.
+    for field in ("meta", "config", "dataset", "lineage"):
+        if not isinstance(content.get(field), dict | None):
             raise Problem(422, f"{field}: expected an object")
-    project, name = content.get("project", "default"), content.get("meta", {}).get("name", "model")
-    if wrong := names.wrong_name(project):
-        raise Problem(422, f"project: {wrong}")
+    name = (content.get("meta") or {}).get("name", "model")
+    if path_allowed and isinstance(name, str):
+        # They name a model by the file that it begins with, and send that file's path.
+        name = re.split(r"[/\\]", name)[-1]
     if wrong := names.wrong_name(name):
         raise Problem(422, f"meta.name: {wrong}")
-    return project, name
+    return name  # type: ignore[no-any-return]  # it is text, or it would be wrong
 
 
-def _project(session: Session, name: str) -> Project:
+def _project(session: Session, content: dict[str, Any]) -> Project:
+    project_id = content.get("projectId")
+    if project_id is not None:
+        if "project" in content:
+            raise Problem(422, "projectId: expected it or project, not both")
+        project = session.scalar(select(Project).where(Project.public_id == str(project_id)))
+        if project is None:
+            raise Problem(404, "projectId: the hub has no such project; leave it out, or name one as project")
+        return project
+    name = content.get("project", "default")
     project = session.scalar(select(Project).where(Project.name == name))
     if project is None:
         project = Project(public_id=new_public_id(), name=name, created_at=time.time())
@@ -77,10 +94,13 @@ def read_all(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     last_doc_id: str | None = None,
     project: str | None = None,
+    run_id: str | None = None,
 ) -> Response:
     """Models, newest first; `last_doc_id` is the page before's `lastRecordId`."""
     with hub.database.read() as session:
-        chosen = select(Model)
+        chosen = select(Model).where(Model.deleted_at.is_(None))
+        if run_id is not None:
+            chosen = chosen.where(Model.run_id == run_id)
         if project is not None:
             chosen = chosen.join(Project, Project.id == Model.project_ref).where(Project.name == project)
         total = session.scalar(select(func.count()).select_from(chosen.subquery()))
@@ -92,8 +112,50 @@ def read_all(
 
 
 @router.get("/models/{model_id}")
-def read(hub: HubDep, model_id: str) -> Response:
+def read(hub: HubDep, request: Request, model_id: str) -> Response:
     """All that is known of one model."""
     with hub.database.read() as session:
+        return answer(_shown(hub, request, session, find_model(session, model_id)))
+
+
+def _shown(hub: Hub, request: Request, session: Session, model: Model) -> dict[str, Any]:
+    """HUB v1's fields, then the hub's own."""
+
+    def url_of(download: Download) -> str:
+        # Whole, as HUB v1 clients open it without knowing of which hub it is.
+        return urljoin(str(request.base_url), hub.signer.download_url(download))
+
+    return {
+        **model_view.details(session, model, time.time(), hub.settings.heartbeat_s),
+        **hub_v1_view.fields(session, model, url_of),
+    }
+
+
+@router.patch("/models/{model_id}")
+def change(hub: HubDep, request: Request, model_id: str, body: JsonBody) -> Response:
+    """Change what the model was created with: objects field by field, other values as a whole."""
+    content = parse_object(body)
+    for field in ("project", "projectId"):
+        if field in content:
+            raise Problem(422, f"{field}: a model stays in its project")
+    name = _checked_name(content, path_allowed=True)
+    with hub.database.write() as session:
         model = find_model(session, model_id)
-        return answer(model_view.details(session, model, time.time(), hub.settings.heartbeat_s))
+        known = json.loads(model.request)
+        for field, value in content.items():
+            old = known.get(field)
+            known[field] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
+        if "name" in (content.get("meta") or {}):
+            model.name = name
+        model.request = events.to_json(known)
+        if len(model.request) > MAX_JSON_BODY:
+            raise Problem(413, f"the model would have more than {MAX_JSON_BODY} bytes of JSON")
+        data = _shown(hub, request, session, model)
+    return answer(data)
+
+
+@router.delete("/models/{model_id}")
+def delete(hub: HubDep, model_id: str, *, hard: bool = False) -> Response:
+    """Hide the model, or with `hard` remove it and the bytes that nothing else needs."""
+    delete_model(hub, model_id, hard=hard)
+    return answer({})

@@ -7,7 +7,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 from starlette.requests import ClientDisconnect
 
-from ddphub.server.blobs import CHUNK, IncomingPart
+from ddphub.server.blobs import CHUNK, IncomingFile
 from ddphub.server.body import INT64_MAX
 from ddphub.server.hub import HubDep
 from ddphub.server.problems import Problem, answer
@@ -40,7 +40,7 @@ async def put(
     announced = request.headers.get("content-length")
     if announced is not None and int(announced) != part.size:
         raise Problem(400, f"expected {part.size} bytes, the request announces {int(announced)}")
-    incoming = await run_in_threadpool(hub.blobs.new_part)
+    incoming = await run_in_threadpool(hub.blobs.new_file)
     try:
         await _receive(request, part, incoming)
         await run_in_threadpool(hub.blobs.keep_part, incoming, checkpoint, file, number)
@@ -49,7 +49,7 @@ async def put(
     return answer({"number": part.number, "sha256": part.sha256})
 
 
-async def _receive(request: Request, part: Part, incoming: IncomingPart) -> None:
+async def _receive(request: Request, part: Part, incoming: IncomingFile) -> None:
     buffer = bytearray()
     received = 0
     try:

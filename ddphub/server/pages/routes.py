@@ -60,7 +60,7 @@ def models(hub: HubDep, signed_in: SignedIn, before: str | None = None) -> Respo
     if not signed_in:
         return RedirectResponse("/sign-in", 303)
     with hub.database.read() as session:
-        chosen = select(Model).order_by(Model.id.desc()).limit(_MODELS)
+        chosen = select(Model).where(Model.deleted_at.is_(None)).order_by(Model.id.desc()).limit(_MODELS)
         if before is not None:
             chosen = chosen.where(Model.id < find_model(session, before).id)
         found = session.scalars(chosen).all()
