@@ -56,12 +56,14 @@ class Job:
         variables = {"DDPHUB_DIR": str(self.runs), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
         if hub is not None:
             variables |= {"DDPHUB_URL": hub.url, "DDPHUB_API_KEY": hub.key}
+        # Ultralytics takes a process that has it for a test of its own, and saves elsewhere.
+        inherited = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
         with self.output.open("w") as output:
             self.process = subprocess.Popen(
                 command,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **variables, **(environment or {})},
+                env={**inherited, **variables, **(environment or {})},
                 start_new_session=True,
             )
 

@@ -78,6 +78,7 @@ class Delivery:
         self._outdated: set[str] = set()  # entries that were superseded when a newer one was sent
         self._making_room = threading.Lock()
         self._uploading: str | None = None
+        self._retrying = False
         self.registered = False
         self.stop_requested = False
 
@@ -145,7 +146,8 @@ class Delivery:
         if not client.is_idempotent:
             for path in self._spool_files():
                 for events, _ in self._readable(path, delivered=True):
-                    client.recall(events)
+                    aside = self._state().aside_events
+                    client.recall([event for event in events if _key(path, event) not in aside])
         self.registered = True
 
     def _remember(self, model_id: str) -> None:
@@ -161,7 +163,23 @@ class Delivery:
 
     def retry_aside(self) -> None:
         """Gives what was set aside another try."""
-        self._record({"record": "retry"})
+        # A hub that cannot tell a repeat must not get the whole file again.
+        self._retrying = self._offline_or_client is not None and not self._offline_or_client.is_idempotent
+        self._record({"record": "retry", "again": not self._retrying})
+
+    def _send_aside_again(self) -> None:
+        """Sends the events that were set aside, one by one."""
+        for path in self._spool_files():
+            for events, _ in self._readable(path, delivered=True):
+                for event in events:
+                    if _key(path, event) not in self._state().aside_events:
+                        continue
+                    refused: list[tuple[Event, HubRejected]] = []
+                    self._send_some([event], refused)
+                    if not refused:
+                        key = {name: event[name] for name in ("attempt_id", "rank", "seq")}
+                        self._record({"record": "retried_event", "spool": path.name, **key})
+        self._retrying = False
 
     def prune(self, before: float) -> list[str]:
         """Deletes spool files that are delivered whole, and shortens the journal. Only when the run has ended.
@@ -208,7 +226,8 @@ class Delivery:
             HubError: the hub did not take them; they stay.
             OSError: the journal cannot be written.
         """
-        done = True
+        if self._retrying:
+            self._send_aside_again()
         for path in self._spool_files():
             for requests_events, end in self._readable(path):
                 refused: list[tuple[Event, HubRejected]] = []
@@ -216,16 +235,16 @@ class Delivery:
                 self._send_some(requests_events[:now], refused)
                 self._remember(self._model())
                 if now < len(requests_events):
-                    done = False  # the whole line is sent again, which the client knows
-                    break
+                    return False  # the whole line is sent again, which the client knows
                 for event, _ in refused:
                     again: list[tuple[Event, HubRejected]] = []
                     self._send_some([event], again)  # it may have been the hub, which others found mended
                     if again:
+                        self._check_sanity(again[0][1])
                         self._set_event_aside(path, *again[0])
                 self._record({"record": "offset", "spool": path.name, "offset": end})
                 self._progress("events", len(requests_events))
-        return done
+        return True
 
     def _before_end(self, events: list[Event]) -> int:
         """How many of the events may be sent before the checkpoints that wait."""
@@ -298,7 +317,10 @@ class Delivery:
             return
         if answer.accepted + answer.duplicates != len(events):
             raise HubUnavailable(f"the hub counts {answer.accepted} + {answer.duplicates} of {len(events)} events")
-        self.stop_requested = self.stop_requested or answer.stop
+        # The hub's word to an earlier attempt, whose leftovers these are, is none to this one.
+        newest = self._info.attempts[-1:]
+        if answer.stop and any(event["attempt_id"] in newest for event in events):
+            self.stop_requested = True
 
     def _check_sanity(self, error: HubRejected) -> None:
         """Tells events that are wrong from a hub (or a proxy before it) that refuses whatever comes: a batch of none.
@@ -498,6 +520,10 @@ class Delivery:
         if self._model_id is None:
             raise HubUnavailable("the run is not registered")
         return self._model_id
+
+
+def _key(path: Path, event: Event) -> tuple[str, str, int, int]:
+    return path.name, event["attempt_id"], event["rank"], event["seq"]
 
 
 def _expanded(path: Path, record: dict[str, Any] | None) -> list[Event]:

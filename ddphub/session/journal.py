@@ -8,7 +8,8 @@
 | `superseded` | entry_id, reason: dropped before it was sent |
 | `aside_event` | spool, attempt_id, rank, seq, reason: the hub will never take it; its bytes stay in the spool |
 | `aside_entry` | entry_id, reason: likewise; its bytes stay in the staging area |
-| `retry` | - : `ddphub sync --retry` gives what was set aside another try |
+| `retry` | again: `ddphub sync --retry` gives what was set aside another try, by sending whole spool files if `again` |
+| `retried_event` | spool, attempt_id, rank, seq: an event that was set aside was taken now |
 | `pruned` | spool, streams: [[attempt_id, rank, [[first, last], ...]], ...], refused: delivered and deleted |
 
 Written only by the holder of session.lock, who reads it after having the lock, never before.
@@ -108,7 +109,7 @@ class Delivered:
         for entry_id, reason in self.aside_entries.items():
             yield {"record": "aside_entry", "entry_id": entry_id, "reason": reason}
 
-    def apply(self, record: dict[str, Any]) -> None:
+    def apply(self, record: dict[str, Any]) -> None:  # noqa: PLR0912  # a case for each record
         """Takes one record in.
 
         Raises:
@@ -138,11 +139,15 @@ class Delivered:
                 self.pruned[str(record["spool"])] = Pruned.from_record(record)
                 self.offsets.pop(str(record["spool"]), None)
             case "retry":
-                # Delivery of a spool file starts over: the hub knows what it has, so a repeat changes nothing.
-                for spool, *_ in self.aside_events:
-                    self.offsets.pop(spool, None)
-                self.aside_events.clear()
                 self.aside_entries.clear()
+                if record.get("again", True):
+                    # Delivery of a spool file starts over: the hub knows what it has, so a repeat changes nothing.
+                    for spool, *_ in self.aside_events:
+                        self.offsets.pop(spool, None)
+                    self.aside_events.clear()
+            case "retried_event":
+                key = (str(record["spool"]), str(record["attempt_id"]), int(record["rank"]), int(record["seq"]))
+                self.aside_events.pop(key, None)
             case unknown:
                 raise ValueError(f"unknown record {unknown!r}")
 
