@@ -38,7 +38,7 @@ sources() {
 
 # Sets $bin to the folder of an environment's programs, made if need be: make_environment demo|dev
 make_environment() {
-    local extra=$1 python venv stamp wanted one
+    local extra=$1 python venv stamp wanted
     python=$(find_python)
     "$python" -c 'import ensurepip, venv' 2>/dev/null ||
         fail "$python cannot make virtual environments; install its venv module (Debian, Ubuntu: python3-venv)"
@@ -64,7 +64,7 @@ make_environment() {
         printf 'installing ddphub[%s], the first time with torch: this takes minutes on a slow network\n' "$extra" >&2
         # --constraint holds torch to the one version that is wanted; without it pip would pick the newest.
         "$bin/python" -m pip install --quiet --disable-pip-version-check --no-input \
-            --editable "$root[$extra]" --constraint "$root/constraints.txt" ||
+            --editable "${root}[$extra]" --constraint "$root/constraints.txt" ||
             fail "the installation failed; pip's message above says why"
         printf '%s\n' "$wanted" >"$stamp"
         if [[ $extra == dev ]]; then # dev holds demo
@@ -74,11 +74,47 @@ make_environment() {
     exec 9>&-
 }
 
+# The trainers that tests run ddphub in, after make_environment dev: they are no part of its environment, and no two of
+# them can live in one. Each list in tests/trainer_env makes .venv-*/trainers/LIST. Without one the tests that need it
+# say so and are skipped; in CI they fail.
+make_trainers() {
+    local lists=$root/tests/trainer_env trainers=${bin%/bin}/trainers list name target wanted
+
+    mkdir -p "$trainers"
+    exec 9<"$trainers"
+    if command -v flock >/dev/null; then
+        flock 9
+    fi
+    for list in "$lists/shared.txt" "$lists"/[0-9]*.txt; do # a trainer is set up with what is shared
+        name=$(basename "$list" .txt)
+        target=$trainers/$name
+        wanted=$(cat "$lists/set_up.py" "$lists/shared.txt" "$list" && "$bin/python" -VV)
+        if [[ -f $target/installed && $(<"$target/installed") == "$wanted" ]]; then
+            continue
+        fi
+        printf 'installing tests/trainer_env/%s.txt\n' "$name" >&2
+        rm -rf "$target"
+        if "$bin/python" -m pip install --quiet --disable-pip-version-check --no-input \
+            --no-deps --only-binary :all: --target "$target" --requirement "$list" &&
+            "$bin/python" "$lists/set_up.py" "$target"; then
+            printf '%s\n' "$wanted" >"$target/installed"
+        else
+            printf '%s: tests/trainer_env/%s.txt was not installed, the message above says why\n' \
+                "${0##*/}" "$name" >&2
+            if [[ $name == shared ]]; then
+                break
+            fi
+        fi
+    done
+    exec 9>&-
+}
+
 # In CI, the programs that tests/needs.py names; elsewhere the tests that need one say so and are skipped.
 install_programs() {
-    local -A packages=([bindfs]=bindfs [fusermount3]=fuse3 [mkfs.ext4]=e2fsprogs [mkfs.xfs]=xfsprogs [strace]=strace)
+    local -A packages=([bindfs]=bindfs [fusermount3]=fuse3 [ip]=iproute2 [mkfs.ext4]=e2fsprogs [mkfs.xfs]=xfsprogs
+        [munged]=munge [slurmctld]=slurm-wlm [strace]=strace)
     local -a missing=()
-    local program
+    local program policy=/usr/sbin/policy-rc.d own_policy='' code=0
     if [[ ${CI:-} != true ]]; then
         return
     fi
@@ -87,7 +123,15 @@ install_programs() {
     done
     if [[ ${#missing[@]} -gt 0 ]]; then
         export DEBIAN_FRONTEND=noninteractive
+        # Debian starts a daemon when it installs it, unless this program says that it may not (101).
+        if [[ ! -e $policy ]]; then
+            own_policy=$policy
+            printf '#!/bin/sh\nexit 101\n' >"$policy"
+            chmod 755 "$policy"
+        fi
         apt-get update -qq
-        apt-get install -y -qq "${missing[@]}" >/dev/null || fail "could not install ${missing[*]}"
+        apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null || code=$?
+        rm -f ${own_policy:+"$own_policy"}
+        [[ $code -eq 0 ]] || fail "could not install ${missing[*]}"
     fi
 }

@@ -12,8 +12,11 @@ import pytest
 PACKAGES = {
     "bindfs": "bindfs",
     "fusermount3": "fuse3",
+    "ip": "iproute2",
     "mkfs.ext4": "e2fsprogs",
     "mkfs.xfs": "xfsprogs",
+    "munged": "munge",
+    "slurmctld": "slurm-wlm",
     "strace": "strace",
 }
 """Program -> Debian package."""

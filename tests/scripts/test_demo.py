@@ -15,6 +15,7 @@ SHELL_SCRIPTS = [
     SCRIPTS / "demo",
     SCRIPTS / "test",
     SCRIPTS / "check",
+    SCRIPTS / "slurm-cluster",
     SCRIPTS / "environment.sh",
     ROOT / ".ci" / "run",
 ]
