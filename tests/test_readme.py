@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import trainers
+from jobs import PROGRAMS
 from jobs import ddphub as command_line
 
 import ddphub
@@ -17,6 +19,8 @@ README = (ROOT / "README.md").read_text()
 ELSEWHERE = {
     "./scripts/test": "it is what runs this test",
     'pip install ".[server]"': "scripts/environment.sh installs so, with the extra dev, which holds server",
+    "export ULTRALYTICS_HUB_API=http://127.0.0.1:8765 ULTRALYTICS_HUB_WEB=http://127.0.0.1:8765": "tests/integrations "
+    "has HUB v1 clients train against the hub with these variables",
 }
 """Commands that a test cannot run, and where they run."""
 
@@ -24,6 +28,14 @@ ELSEWHERE = {
 def commands():
     blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
     return [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
+
+
+REPLACED = {
+    '"yolo11n.yaml"': f'"{PROGRAMS / "yolo_tiny.yaml"}"',
+    "epochs=100": 'epochs=1, imgsz=64, pretrained=False, amp=False, plots=False, device="cpu"',
+    ", device=[0, 1]": "",
+}
+"""What makes the README's trainings small enough for a machine without GPUs."""
 
 
 def programs():
@@ -75,10 +87,24 @@ def test_the_program_of_the_readme_runs(tmp_path, monkeypatch, own_hub, view):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DDPHUB_URL", own_hub.url)
     monkeypatch.setenv("DDPHUB_API_KEY", own_hub.key)
-    (program,) = programs()
+    (program,) = [one for one in programs() if "import ddphub\n" in one]
     prelude = "import torch\nepochs, loader, accuracy, model = 2, range(3), 0.5, torch.nn.Linear(1, 1)\n"
     prelude += "def train_step(batch):\n    return torch.tensor(1.0)\n"
     exec(compile(prelude + program, "README.md", "exec"), {})
     assert len(view.metrics()) == 6
     assert view.model()["project"] == "digits"
     assert len(view.checkpoints()) >= 1
+
+
+@pytest.mark.parametrize("program", [one for one in programs() if "ultralytics import attach" in one])
+def test_the_trainings_of_the_readme_run(program, tmp_path, own_hub, view):
+    """As they stand there, but for a small model, one epoch, and a CPU."""
+    trainers.needs("8.4.190")
+    data = trainers.dataset(tmp_path / "data")
+    for text, small in {**REPLACED, '"birds.yaml"': f'"{data}"'}.items():
+        program = program.replace(text, small)
+    environment = {**os.environ, **trainers.environment("8.4.190", tmp_path / "home")}
+    environment |= {"DDPHUB_URL": own_hub.url, "DDPHUB_API_KEY": own_hub.key}
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, timeout=120, check=True)
+    assert (view.model()["project"], view.model()["status"]) == ("birds", "trained")
+    assert {one["kind"] for one in view.checkpoints()} >= {"epoch", "final"}
