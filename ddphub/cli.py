@@ -152,6 +152,26 @@ def sync(
     raise typer.Exit(1 if left else 0)
 
 
+@app.command()
+def pull(
+    model: Annotated[str, typer.Argument(help="The model's id, or the URL of its page.", metavar="MODEL")],
+    kind: Annotated[str | None, typer.Option(help="epoch, best or final; the newest of any kind by default.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Where to; the checkpoint's name, here, by default.")
+    ] = None,
+    hub: Annotated[str | None, typer.Option(help="The hub that has the model.")] = None,
+) -> None:
+    """Fetch the newest checkpoint of a model, checked against the hub's checksum."""
+    from ddphub.hubs.wire import KINDS  # noqa: PLC0415  # keeps `ddphub --help` quick
+    from ddphub.pull import pull as pull_checkpoint  # noqa: PLC0415
+
+    try:
+        found, path = pull_checkpoint(model, hub=hub, kinds=(kind,) if kind else KINDS, output=output)
+    except OSError as error:
+        _fail(f"not fetched: {error}", 1)
+    typer.echo(f"{path}: {found.kind} checkpoint of epoch {found.epoch}")
+
+
 def _connect(folder: RunFolder, override: str | None) -> tuple[HubClient, str]:
     """The hub that a run is for, and its URL."""
     from ddphub.hubs.connect import connect  # noqa: PLC0415  # requests, only where it is used

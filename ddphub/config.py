@@ -8,6 +8,7 @@ import difflib
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -33,6 +34,8 @@ VARIABLES: Final = {
     "run_id": "DDPHUB_RUN_ID",
     "mode": "DDPHUB_MODE",
     "staging_budget": "DDPHUB_STAGING_BUDGET",
+    "warning_signal": "DDPHUB_WARNING_SIGNAL",
+    "signal_budget": "DDPHUB_SIGNAL_BUDGET",
     "usage_url": "DDPHUB_USAGE_URL",
 }
 """The environment variable of each setting that has one; `usage_url` has only that, see `ddphub.usage`."""
@@ -43,6 +46,11 @@ SERVICE_KEYS: Final = {"platform": "ULTRALYTICS_API_KEY"}
 DEFAULT_DIR: Final = ".ddphub"
 STAGING_BUDGET: Final = 50 * 1024**3
 """Bytes of checkpoints that may wait on disk."""
+
+SIGNAL_BUDGET: Final = 20.0
+"""Seconds between SIGTERM and the end; torchrun kills after 30."""
+
+WARNING_SIGNALS: Final = ("USR1", "USR2", "HUP", "INT")
 
 LONGEST: Final = 30 * 24 * 3600
 """Seconds, the most that a setting may ask for: a month."""
@@ -98,6 +106,8 @@ class Settings:
         world_size: given world size, likewise.
         finish_timeout: seconds that `finish` may take on rank 0.
         staging_budget: bytes of checkpoints that may wait on disk.
+        signals: numbers of the signals that tell the run to leave: SIGTERM, and a warning signal.
+        signal_budget: seconds between SIGTERM and the end.
     """
 
     project: str
@@ -114,6 +124,8 @@ class Settings:
     world_size: int | None = None
     finish_timeout: float = 600.0
     staging_budget: int = STAGING_BUDGET
+    signals: tuple[int, ...] = (signal.SIGTERM,)
+    signal_budget: float = SIGNAL_BUDGET
 
     @classmethod
     def resolve(cls, given: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> "Settings":
@@ -166,6 +178,8 @@ class Settings:
         root = _check_dir(directory, source) if mode != "disabled" else Path(DEFAULT_DIR)
         budget, source = lookup.get("staging_budget", STAGING_BUDGET, "default")
         finish_timeout, _ = lookup.get("finish_timeout", 600.0)
+        warning_signal, warning_source = lookup.get("warning_signal")
+        signal_budget, budget_source = lookup.get("signal_budget", SIGNAL_BUDGET)
         return cls(
             project=project,
             name=name,
@@ -181,12 +195,14 @@ class Settings:
             world_size=_whole("world_size", given.get("world_size"), "argument"),
             finish_timeout=_seconds("finish_timeout", finish_timeout),
             staging_budget=_whole("staging_budget", budget, source) or 0,
+            signals=(signal.SIGTERM, *_warning_signal(warning_signal, warning_source)),
+            signal_budget=_seconds_of_text("signal_budget", signal_budget, budget_source),
         )
 
 
 SETTINGS: Final = (
     *("project", "name", "run_id", "hub", "model", "dir", "mode", "config", "rate_limits"),
-    *("rank", "world_size", "finish_timeout", "staging_budget", "api_key"),
+    *("rank", "world_size", "finish_timeout", "staging_budget", "warning_signal", "signal_budget", "api_key"),
 )
 """The keyword arguments of `init`."""
 
@@ -335,6 +351,25 @@ def _seconds(setting: str, value: object) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= LONGEST:
         raise SettingsError(setting, value, "argument", f"expected seconds, 0 to {LONGEST}")
     return float(value)
+
+
+def _seconds_of_text(setting: str, value: object, source: str) -> float:
+    """The same of a variable."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise SettingsError(setting, value, source, f"expected seconds, 0 to {LONGEST}") from None
+    return _seconds(setting, value)
+
+
+def _warning_signal(value: object, source: str) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    name = str(value).upper().removeprefix("SIG")
+    if name not in WARNING_SIGNALS:
+        raise SettingsError("warning_signal", value, source, f"expected one of {', '.join(WARNING_SIGNALS)}")
+    return (signal.Signals[f"SIG{name}"],)
 
 
 def _whole(setting: str, value: object, source: str) -> int | None:

@@ -6,8 +6,10 @@ forked child's copies of the runs are disabled.
 
 import atexit
 import os
+import signal
 import socket
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Protocol
@@ -22,8 +24,8 @@ second owner. It counts only while that process lives, here, in the same job: `s
 class LiveRun(Protocol):
     """What a process tells its runs."""
 
-    def on_signal(self, number: int, *, ends: bool) -> None:
-        """The process was told to leave, and ends when this returns if `ends`; in the signal thread."""
+    def on_signal(self, number: int, *, ends: bool) -> bool:
+        """The process was told to leave, and ends when this returns if `ends`, unless it says True; signal thread."""
 
     def on_failure(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         """An exception ends the process; `on_exit` follows."""
@@ -62,12 +64,12 @@ def _mark(pid: str) -> str:
     return ":".join((socket.gethostname(), pid, started, os.environ.get("SLURM_JOB_ID", "")))
 
 
-def enter(run: LiveRun, run_id: str | None) -> None:
-    """A run begins in this process."""
+def enter(run: LiveRun, run_id: str | None, signals: Iterable[int] = (signal.SIGTERM,)) -> None:
+    """A run begins in this process; the first one says which signals tell it to leave."""
     global _watch, _previous_hook, _hooked
     os.environ[OWNER_VARIABLE] = f"{_mark(str(os.getpid()))}:{run_id or ''}"
     if not _live:
-        _watch = SignalWatch(_on_signal)
+        _watch = SignalWatch(_on_signal, signals)
         _watch.install()
         if not _hooked:
             _previous_hook, sys.excepthook, _hooked = sys.excepthook, _on_failure, True
@@ -89,9 +91,9 @@ def leave(run: LiveRun) -> None:
     atexit.unregister(_on_exit)
 
 
-def _on_signal(number: int, ends: bool) -> None:
-    for run in list(_live):
-        run.on_signal(number, ends=ends)
+def _on_signal(number: int, ends: bool) -> bool:
+    answers = [run.on_signal(number, ends=ends) for run in list(_live)]
+    return bool(answers) and all(answers)
 
 
 def _on_failure(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

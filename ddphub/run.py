@@ -14,6 +14,7 @@ import itertools
 import logging
 import os
 import shutil
+import signal
 import tempfile
 import threading
 import time
@@ -35,9 +36,11 @@ from ddphub.distributed.topology import Topology
 from ddphub.errors import StagingError
 from ddphub.events import plain_text
 from ddphub.hubs import wire
+from ddphub.hubs.client import HubClient
+from ddphub.latest import await_latest, find_latest, tell_ranks
 from ddphub.metrics import INT_LIMIT, MetricReader
 from ddphub.owner import Owner, about
-from ddphub.session.folder import UNANSWERED, RunInfo
+from ddphub.session.folder import UNANSWERED, RunFolder, RunInfo
 from ddphub.session.spool import StraySpool
 
 logger = logging.getLogger(__name__)
@@ -57,8 +60,8 @@ EXIT_BUDGET: Final = 20.0
 OTHER_RANK_EXIT_BUDGET: Final = 2.0
 """Seconds for an interpreter that exits without `finish`: rank 0, and the others."""
 
-SIGNAL_BUDGET: Final = 20.0
-"""Seconds between SIGTERM and the end; torchrun kills after 30."""
+LOOP_SHARE: Final = 0.6
+"""Of the signal budget, what a loop that asks `should_stop` has to save and leave; the rest delivers."""
 
 SIGNAL_GOODBYE_WAIT: Final = 3.0
 """Seconds that rank 0 waits for goodbyes then: every rank has got the signal, and a killed one will not answer."""
@@ -84,6 +87,8 @@ def init(
     world_size: int | None = None,
     finish_timeout: float | None = None,
     staging_budget: int | None = None,
+    warning_signal: str | None = None,
+    signal_budget: float | None = None,
     api_key: str | None = None,
     **unknown: object,
 ) -> "Run":
@@ -103,6 +108,9 @@ def init(
         world_size: number of ranks, likewise.
         finish_timeout: seconds that `finish` may take on rank 0 (600).
         staging_budget: bytes of checkpoints that may wait on disk; DDPHUB_STAGING_BUDGET, 50 GiB.
+        warning_signal: a signal beside SIGTERM that announces the end, `USR1` for SLURM's `--signal=USR1@60`;
+            DDPHUB_WARNING_SIGNAL.
+        signal_budget: seconds between SIGTERM and the end; DDPHUB_SIGNAL_BUDGET, 20. SLURM's KillWait must be longer.
         api_key: the hub's key; better in DDPHUB_API_KEY or `ddphub login`.
         unknown: refused by name.
 
@@ -123,7 +131,7 @@ def init(
     topology = Topology.detect(settings.rank, settings.world_size)
     run = Run(settings, topology, ordinal)
     if settings.mode != "disabled":
-        process.enter(run, run.id or explicit)
+        process.enter(run, run.id or explicit, settings.signals)
     return run
 
 
@@ -144,6 +152,8 @@ class Run:
         self._finishing = threading.Lock()
         self._finished = False
         self._signal: int | None = None
+        self._asks = False
+        self._latest_calls = itertools.count()
         self._has_waited = False
         self._owner: Owner | None = None
         self._courier: Courier | None = None
@@ -292,6 +302,59 @@ class Run:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
+    def latest_checkpoint(self, kind: Kind | None = None) -> Path | None:
+        """The newest complete checkpoint of this run, of earlier attempts too: a copy that the caller may keep open.
+
+        Every rank calls it, in the same order. Rank 0 takes it from the run directory, or fetches it from the hub,
+        where the bytes are checked; the others wait for that. A rank that does not see rank 0's files fetches it
+        for itself.
+
+        Args:
+            kind: `epoch`, `best` or `final`; any by default.
+
+        Returns:
+            A file, or a folder for a checkpoint of several files; None where there is none (a new run), and where
+            it could not be had (a warning says why).
+        """
+        if not self._enabled:
+            return None
+        number = next(self._latest_calls)
+        kinds = wire.KINDS if kind is None else (kind,)
+        try:
+            if self._owner is not None:
+                path = None
+                try:
+                    path = find_latest(self._owner.folder.latest, self._owner.staging, kinds, self._ask_hub)
+                finally:
+                    tell_ranks(self._owner.folder.latest, self._owner.attempt_id, number, path)
+                return path
+            attempt_id, area = self._attempt_id(), self._staging_area()
+            folder, courier = area.folder.parent, self._courier
+            if courier is not None and courier.answer is not None and courier.answer.folder == folder:
+                return await_latest(RunFolder(folder).latest, attempt_id, number, lambda: courier.gave_up)
+            return find_latest(RunFolder(folder).latest, area, kinds, self._ask_hub)
+        except Exception as error:  # noqa: BLE001  # the promise: no exception reaches the training loop
+            logger.warning("latest_checkpoint() found none: %s", error)
+            return None
+
+    def _ask_hub(self) -> tuple[HubClient, str] | None:
+        """A client of the run's hub, and the run's model there."""
+        settings = self._settings
+        if settings.hub is None or settings.mode != "online" or self.id is None:
+            return None
+        from ddphub.hubs.connect import connect  # noqa: PLC0415  # requests, for online runs only
+
+        client = connect(settings.hub, settings.api_key)
+        try:
+            model_id = self.model_id or client.find_model(settings.project, self.id)
+        except BaseException:
+            client.close()
+            raise
+        if model_id is None:
+            client.close()
+            return None
+        return client, model_id
+
     def should_stop(self) -> bool:
         """Whether the hub asked the run to stop, or it was told to leave. All ranks, in step.
 
@@ -300,6 +363,7 @@ class Run:
         """
         if not self._enabled:
             return False
+        self._asks = True
         try:
             return agree(self.stop_requested, self.topology.world_size)
         except Exception as error:  # noqa: BLE001  # a peer died: the loop's next collective says so better
@@ -351,7 +415,7 @@ class Run:
             if self._failure:
                 state = "failed"
             elif self._signal is not None:
-                state, reason = "preempted", f"signal {self._signal}"
+                state, reason = "preempted", _name(self._signal)
             try:
                 self._outbox.flush(min(budget, OTHER_RANK_BUDGET))  # before anything waits for others
                 if self._owner is not None:
@@ -393,18 +457,36 @@ class Run:
         budget = EXIT_BUDGET if self._owner is not None else OTHER_RANK_EXIT_BUDGET
         self._end(budget=budget)
 
-    def on_signal(self, number: int, *, ends: bool) -> None:
-        """See `process`: what is complete gets to safety before the process ends."""
+    def on_signal(self, number: int, *, ends: bool) -> bool:
+        """See `process`: what is complete gets to safety before the process ends.
+
+        A loop that asks `should_stop` gets the time to save and leave by itself: until the end that a warning signal
+        announces, and for LOOP_SHARE of the budget after SIGTERM.
+        """
         self._signal = number
-        budget = SIGNAL_BUDGET if self._owner is not None else OTHER_RANK_BUDGET
-        logger.warning("ddphub: rank %d got signal %d: flushing, %g s at most", self.topology.rank, number, budget)
-        if ends or self._finishing.locked():
-            if self._owner is not None:
-                self._owner.hurry(time.monotonic() + budget)  # a finish that may be under way, too
-            self._end(budget=budget, goodbye_wait=SIGNAL_GOODBYE_WAIT)
-        else:
-            # The script's own handler decides what is next: it may go on for long, or end any moment.
+        budget = self._settings.signal_budget
+        deadline = time.monotonic() + budget
+        has_time = self._asks and not self._finishing.locked()
+        is_warning = number != signal.SIGTERM and has_time
+        what_next = "the training loop leaves" if is_warning else f"{budget:g} s at most"
+        logger.warning("ddphub: rank %d got %s: flushing, %s", self.topology.rank, _name(number), what_next)
+        if not (ends or self._finishing.locked()) or is_warning:
+            # The script's own handler, or its loop, decides what is next: it may go on for long, or end any moment.
             self._outbox.flush(budget)
+            return is_warning
+        if has_time:
+            self._outbox.flush(budget)
+            until = time.monotonic() + LOOP_SHARE * budget
+            while not self._finished and time.monotonic() < until:
+                time.sleep(0.05)
+        if self._owner is not None:
+            self._owner.hurry(deadline)  # a finish that may be under way, too
+        left = max(0.0, deadline - time.monotonic())
+        self._end(budget=left if self._owner else min(OTHER_RANK_BUDGET, left), goodbye_wait=SIGNAL_GOODBYE_WAIT)
+        if has_time:
+            # It has left its loop, and may leave the process in its own way.
+            time.sleep(max(0.0, deadline - time.monotonic()))
+        return False
 
     def on_failure(self, kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
         """See `process`: the run is a failed one, and says why."""
@@ -477,6 +559,11 @@ class Run:
             hub=settings.hub,
             world_size=self.topology.world_size,
         )
+
+
+def _name(number: int) -> str:
+    """SIGTERM for 15."""
+    return signal.Signals(number).name
 
 
 def _is_plain(number: object) -> bool:

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import pickle
+import signal
 import stat
 import threading
 import types
@@ -583,3 +584,20 @@ def test_a_settings_error_is_a_value_error_that_can_travel():
     assert isinstance(back, DdphubError)
     assert str(back) == str(error) == "mode='x' (from DDPHUB_MODE): expected y"
     assert (back.field, back.value, back.source, back.expected) == ("mode", "x", "DDPHUB_MODE", "expected y")
+
+
+def test_a_warning_signal_is_one_that_may_be_caught(resolve, wrong):
+    assert resolve().signals == (signal.SIGTERM,)
+    for text in ("USR1", "sigusr1", "SIGUSR1"):
+        assert resolve(DDPHUB_WARNING_SIGNAL=text).signals == (signal.SIGTERM, signal.SIGUSR1)
+    for text in ("KILL", "USR3", "10"):
+        assert wrong(DDPHUB_WARNING_SIGNAL=text).field == "warning_signal"
+        assert wrong(warning_signal=text).source == "argument"
+
+
+def test_the_signal_budget_is_seconds(resolve, wrong):
+    assert resolve().signal_budget == 20.0
+    assert resolve(DDPHUB_SIGNAL_BUDGET="7.5").signal_budget == 7.5
+    assert resolve(signal_budget=5, DDPHUB_SIGNAL_BUDGET="7.5").signal_budget == 5.0
+    for text in ("soon", "-1", "nan", "inf"):
+        assert wrong(DDPHUB_SIGNAL_BUDGET=text).field == "signal_budget"

@@ -5,12 +5,14 @@
   run.json                       project, name, hub, attempts; written by rank 0 before the first step; no secret
   run.lock                       around a change of run.json, by starts of one run id at the same moment
   alive.json                     see session/presence.py
+  stop.json                      see session/stop.py
   session.lock                   FileLock: who may deliver and delete (rank 0 of one attempt, or one `ddphub sync`)
   delivered.jsonl                the delivery journal: model id, spool offsets, receipts; only under session.lock
   spool/
     <attempt_id>-relay.jsonl     written by rank 0 only
     <attempt_id or nonce>-rank<k>.jsonl   written by rank k only, when the relay could not take it
   staging/                       see checkpoints/staging.py
+  latest/                        see latest.py
 ```
 """
 
@@ -50,6 +52,11 @@ class RunFolder:
         return self.path / "alive.json"
 
     @property
+    def stop(self) -> Path:
+        """The hub's wish that an attempt stops."""
+        return self.path / "stop.json"
+
+    @property
     def run_lock(self) -> Path:
         """Held while run.json is read and written."""
         return self.path / "run.lock"
@@ -73,6 +80,11 @@ class RunFolder:
     def staging(self) -> Path:
         """Checkpoints that wait."""
         return self.path / "staging"
+
+    @property
+    def latest(self) -> Path:
+        """Copies of checkpoints for loops that resume, see latest.py."""
+        return self.path / "latest"
 
     def relay_file(self, attempt_id: str) -> Path:
         """Events that reached rank 0 in this attempt."""

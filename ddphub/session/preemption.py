@@ -12,13 +12,11 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any, Final
 
 logger = logging.getLogger(__name__)
-
-SIGNALS: Final = (signal.SIGTERM,)
 
 _FROM_HANDLER: Final = 0x80
 """Marks a byte that our handler sent; signal numbers are smaller."""
@@ -27,30 +25,33 @@ _Handler = Callable[[int, FrameType | None], Any] | int | None
 
 
 class SignalWatch:
-    """Watches SIGTERM for one process. `install` in the main thread; the callbacks run in the watch's thread.
+    """Watches signals for one process. `install` in the main thread; the callbacks run in the watch's thread.
 
     Args:
-        leave: called once with the signal's number and whether the process ends then; returns when everything is
-            safe or its budget is spent. A process whose own handler takes the signal decides for itself.
+        leave: called once for each signal with its number and whether the process ends then; returns when everything
+            is safe or its budget is spent, and True where the process goes on all the same. A process whose own
+            handler takes the signal decides for itself.
+        numbers: the signals.
     """
 
-    def __init__(self, leave: Callable[[int, bool], None]) -> None:
+    def __init__(self, leave: Callable[[int, bool], bool | None], numbers: Iterable[int] = (signal.SIGTERM,)) -> None:
         self._leave = leave
+        self._numbers = tuple(numbers)
         self._previous: dict[int, _Handler] = {}
         self._previous_fd = -1
-        self._left = False
+        self._told: set[int] = set()
         self._pid = os.getpid()
         self._writer: socket.socket | None = None
 
     def install(self) -> bool:
         """Takes the signals; False (and nothing done) outside the main thread."""
         if threading.current_thread() is not threading.main_thread():
-            logger.info("not in the main thread: SIGTERM is not watched, so a preempted run is marked by `ddphub sync`")
+            logger.info("not in the main thread: no signal is watched, so a preempted run is marked by `ddphub sync`")
             return False
         reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)  # signal.set_wakeup_fd demands it
         self._previous_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-        for number in SIGNALS:
+        for number in self._numbers:
             previous = signal.getsignal(number)
             if previous != signal.SIG_IGN:  # who ignores a signal is not to be told to leave by it
                 self._previous[number] = previous
@@ -89,21 +90,22 @@ class SignalWatch:
                 with contextlib.suppress(OSError):  # its owner is gone or does not read: not ours to mend
                     os.write(self._previous_fd, forwarded)
             numbers = (byte & ~_FROM_HANDLER for byte in received)
-            number = next((number for number in numbers if number in self._previous), None)
-            if number is not None and not self._left and os.getpid() == self._pid:
-                self._left = True
-                self._go(number)
+            for number in numbers:
+                if number in self._previous and number not in self._told and os.getpid() == self._pid:
+                    self._told.add(number)
+                    self._go(number)
         reader.close()
 
     def _go(self, number: int) -> None:
         # A handler that came before ours, or has been put over it since, decides for itself.
         current = getattr(signal.getsignal(number), "__func__", None)
         ends = self._previous.get(number) == signal.SIG_DFL and current is SignalWatch._handle
+        goes_on = False
         try:
-            self._leave(number, ends)
+            goes_on = bool(self._leave(number, ends))
         except Exception:  # the process must end all the same
             logger.exception("leaving on signal %d failed", number)
-        if ends:
+        if ends and not goes_on:
             # signal.signal works in the main thread only, and that one may be in a collective.
             ctypes.CDLL(None).signal(number, 0)  # 0: SIG_DFL
             os.kill(self._pid, number)

@@ -76,7 +76,7 @@ def test_sigterm_in_a_collective_marks_the_run_preempted(job, view, sender):
     os.kill(running.process.pid if sender == "agent" else pid, signal.SIGTERM)
     assert running.wait(60) != 0
     (attempt,) = view.model()["attempts"]
-    assert (attempt["state"], attempt["reason"]) == ("preempted", "signal 15")
+    assert (attempt["state"], attempt["reason"]) == ("preempted", "SIGTERM")
     assert len(view.logged()) == 2
 
 
@@ -108,7 +108,7 @@ def test_a_script_with_a_handler_of_its_own_goes_on_after_sigterm(job, view):
     assert [key[2] for key in view.logged()] == list(range(10))
     assert len(view.checkpoints()) == 1
     (attempt,) = view.model()["attempts"]
-    assert (attempt["state"], attempt["reason"]) == ("preempted", "signal 15")
+    assert (attempt["state"], attempt["reason"]) == ("preempted", "SIGTERM")
 
 
 def test_a_rank_whose_process_is_replaced_goes_on_with_numbers_of_its_own(job, view, own_hub, free_port):

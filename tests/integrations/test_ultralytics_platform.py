@@ -126,7 +126,7 @@ def test_a_terminated_training_says_so(train, platform):
     training.process.terminate()
     assert training.wait() != 0
     (told,) = platform.data("training_failed")
-    assert (told["code"], told["error"]) == ("preempted", "signal 15")
+    assert (told["code"], told["error"]) == ("preempted", "SIGTERM")
 
 
 def test_a_wrong_key_costs_the_training_nothing_and_sync_delivers_with_the_right_one(train, platform):

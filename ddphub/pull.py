@@ -1,0 +1,64 @@
+"""Fetching a checkpoint of any model: what `ddphub pull` does."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ddphub.address import HubAddress, ModelAddress
+from ddphub.config import Settings
+from ddphub.errors import HubModelGone, SettingsError
+from ddphub.hubs import wire
+from ddphub.hubs.client import RemoteCheckpoint
+from ddphub.hubs.connect import connect
+from ddphub.latest import download_checkpoint
+
+
+def pull(
+    model: str, *, hub: str | None, kinds: Sequence[str], output: Path | None, environ: Mapping[str, str] | None = None
+) -> tuple[RemoteCheckpoint, Path]:
+    """Fetches the newest checkpoint of a model, checked against the hub's sha256.
+
+    Args:
+        model: its id, or the URL of its page.
+        hub: the hub, where `model` is an id; DDPHUB_URL or the one of `ddphub login` by default.
+        kinds: which kinds of checkpoint will do.
+        output: the file, or for a checkpoint of several files the folder; one that is there is replaced only if it is
+            named so. By default the checkpoint's name, in the working directory.
+        environ: the environment.
+
+    Returns:
+        The checkpoint, and where it is now.
+
+    Raises:
+        SettingsError: a setting is wrong, or something is in the way.
+        HubError: the hub does not have it, or does not answer.
+        OSError: it cannot be written.
+    """
+    environ = os.environ if environ is None else environ
+    for kind in kinds:
+        if kind not in wire.KINDS:
+            raise SettingsError("kind", kind, "--kind", f"expected one of {', '.join(wire.KINDS)}")
+    address = ModelAddress.parse(model, "MODEL", environ)
+    given = {"project": "pull", "model": model, "mode": "disabled"}
+    if hub is not None:
+        given["hub"] = str(HubAddress.parse(hub, "--hub", environ))
+    settings = Settings.resolve(given, environ)
+    if settings.hub is None:
+        raise SettingsError("hub", None, "nothing", "which hub has the model? Pass its URL, --hub, or set DDPHUB_URL")
+    client = connect(settings.hub, settings.api_key)
+    try:
+        found = client.newest_checkpoint(address.model_id, kinds)
+        if found is None:
+            raise HubModelGone(f"{settings.hub} has no checkpoint of {address.model_id} ({', '.join(kinds)})")
+        target = output or Path(found.name)
+        is_file = len(found.files) == 1
+        if os.path.lexists(target) and (output is None or not is_file or not target.is_file()):
+            raise SettingsError("output", str(target), "-o", "is there already: name another place")
+        target.absolute().parent.mkdir(parents=True, exist_ok=True)
+        if is_file:
+            client.download(found.files[0], target)
+        else:
+            download_checkpoint(client, found, target)
+        return found, target
+    finally:
+        client.close()
