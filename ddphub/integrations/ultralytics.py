@@ -20,6 +20,7 @@ asks `ultralytics` for, it asks the one that is training: ddphub does not depend
 import contextlib
 import functools
 import importlib
+import inspect
 import logging
 import os
 import secrets
@@ -65,6 +66,7 @@ def attach(model_or_trainer: Any, **settings: Any) -> None:  # noqa: ANN401  # U
     """
     opening = Opening({"finish_timeout": FINISH_TIMEOUT, **settings})
     opening.check()
+    _warn_of_launcher()
     for event, found in model_or_trainer.callbacks.items():
         model_or_trainer.callbacks[event] = [one for one in found if not _is_ours(one)]  # of an earlier call
     model_or_trainer.add_callback("on_pretrain_routine_end", opening)
@@ -139,6 +141,20 @@ class Opening:
             trainer.hub_session = init(**{**_defaults(trainer), **self._given()})
         except Exception:
             logger.exception("ddphub does not report this training")
+
+
+def _warn_of_launcher() -> None:
+    """Up to 8.4.114 the launcher of the trainers leaves callbacks behind: nobody would say so."""
+    torch = sys.modules.get("torch")
+    if "LOCAL_RANK" in os.environ or torch is None or torch.cuda.device_count() < 2:
+        return
+    with contextlib.suppress(Exception):
+        launcher = importlib.import_module("ultralytics.utils.dist").generate_ddp_file
+        if "callbacks" not in inspect.getsource(launcher):
+            logger.warning(
+                "this ultralytics does not take callbacks along to the workers that train(device=[0, 1]) launches: "
+                "a training on several GPUs is reported only under torchrun"
+            )
 
 
 def _silence_their_hub(trainer: Any) -> None:  # noqa: ANN401

@@ -2,9 +2,12 @@
 
 import os
 import pickle
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
+import trainers
 
 from ddphub.errors import SettingsError
 from ddphub.integrations import ultralytics
@@ -100,3 +103,24 @@ def test_what_fails_only_now_ends_no_training(tmp_path, caplog):
     Opening({"project": "p", "dir": tmp_path / "runs"})(trainer)
     assert trainer.hub_session is None
     assert "does not report this training" in caplog.text
+
+
+@pytest.mark.parametrize("version", ["8.4.190", "8.4.114", "8.0.217"])
+def test_a_launcher_that_leaves_callbacks_behind_is_told_of(version, tmp_path):
+    """Where there are two GPUs, and torchrun has not launched already."""
+    trainers.needs(version)
+    program = """if True:
+        import torch, logging
+        from ultralytics import YOLO
+        from ddphub.integrations.ultralytics import attach
+        torch.cuda.device_count = lambda: 2
+        attach(YOLO("yolov8n.yaml"), project="p")
+    """
+    environment = {**os.environ, **trainers.environment(version, tmp_path), "DDPHUB_DIR": str(tmp_path)}
+    for launched in ({}, {"LOCAL_RANK": "0"}):
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=60, env={**environment, **launched}, check=True
+        )
+        is_told = "does not take callbacks along" in done.stderr
+        assert is_told == (version != "8.4.190" and not launched)
