@@ -72,7 +72,10 @@ class GlooTrainer(DetectionTrainer):
 
     def _do_train(self, *world_size):
         with replaced(distributed, barrier=barrier):
-            return super()._do_train(*(self.world_size for _ in world_size))
+            super()._do_train(*(self.world_size for _ in world_size))
+        if distributed.is_initialized():
+            # Or gloo's threads may abort a process that ends right after a collective, as rank 1 of 8.0.217 does.
+            distributed.destroy_process_group()
 
     def final_eval(self):
         if not hasattr(validator, "get_torch_device_backend"):
