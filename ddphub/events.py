@@ -13,9 +13,13 @@ The event at index i has seq `first + i`. Delivery expands a batch to the record
 | --- | --- |
 | metrics | step: int, epoch: int or null, values: {name: number, bool, or "NaN", "Infinity", "-Infinity"} |
 | log | level: "info" or "warning", message: str |
-| attempt | state: "started", "finished", "failed", "preempted"; world_size: int; host: str; reason: str or null |
+| attempt | state: one of ATTEMPT_STATES; world_size: int; host: str; reason: str or null; slurm; said_by |
 | rank | of_rank: int; state: "joined", "lost", "back", "left"; host: str; pid: int; local_rank: int; node: int |
 | checkpoint | state: "staged", "superseded", "refused"; entry_id: str or null; name: str; reason: str or null |
+
+`slurm` is there when an attempt starts in a SLURM job. It is an object: texts cluster, job_id, array_job_id,
+array_task_id, step, partition, job_name and nodes (a list expression, as node[1-4]), integers node_count and
+restart_count; null where SLURM says nothing. `said_by` is "slurm" when SLURM gave the state that an attempt ends with.
 """
 
 import hashlib
@@ -28,6 +32,15 @@ Event = dict[str, Any]
 
 Scalar = float | int | bool | str
 """A metric's value on the wire; a str is one of the three names of a non-finite number."""
+
+ENDED: Final = ("finished", "failed", "preempted", "requeued", "timed_out", "cancelled", "node_failed")
+"""How an attempt ends. `preempted` is also said where a signal told it to leave and nobody said why."""
+
+ATTEMPT_STATES: Final = ("started", *ENDED)
+
+MAX_SLURM_TEXT: Final = 256
+MAX_SLURM_NODES: Final = 4096
+"""Characters of an attempt's SLURM texts, and of its node list."""
 
 MAX_EVENT_BYTES: Final = 64 * 1024
 """Bytes of one event as JSON, without its key: larger ones are dropped by the rank that made them and counted."""

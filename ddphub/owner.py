@@ -18,7 +18,7 @@ from ddphub.distributed.collector import Collector
 from ddphub.distributed.outbox import Outbox
 from ddphub.distributed.relay import Keys
 from ddphub.distributed.rendezvous import Rendezvous
-from ddphub.distributed.slurm import SlurmJob
+from ddphub.distributed.slurm import Departure, SlurmJob
 from ddphub.distributed.topology import Topology
 from ddphub.errors import JournalError, SettingsError
 from ddphub.events import Event
@@ -62,13 +62,14 @@ class Owner:
     ) -> None:
         self._topology = topology
         self.attempt_id = names.new_hex_id()
-        slurm = SlurmJob.detect()
-        run_id = settings.run_id or decide_run_id(settings, slurm, rendezvous, keys, ordinal)
-        self.folder = RunFolder(settings.root / run_id)
+        self._slurm = SlurmJob.detect()
+        self._departure: Departure | None = None
         try:
+            run_id = settings.run_id or decide_run_id(settings, self._slurm, rendezvous, keys, ordinal)
+            self.folder = RunFolder(settings.root / run_id)
             self.folder.create()
             with _briefly(self.folder.run_lock):
-                self.info = self._continue_or_make(settings, run_id, slurm)
+                self.info = self._continue_or_make(settings, run_id, self._slurm)
                 self.info.save(self.folder.run_json)
         except OSError as error:
             raise SettingsError("dir", str(settings.root), "settings", f"cannot be written: {error}") from error
@@ -104,7 +105,8 @@ class Owner:
                 where=lambda: (self.session.model_id, self.session.url),
                 world_size=topology.world_size,
             )
-        self.put({"kind": "attempt", "state": "started", **self._about_attempt(), "reason": None})
+        started = {"kind": "attempt", "state": "started", **self._about_attempt(), "reason": None}
+        self.put({**started, "slurm": self._slurm.about()} if self._slurm else started)
         self.put({"kind": "rank", "of_rank": 0, "state": "joined", **about(topology)})
 
     def announce(self) -> None:
@@ -115,6 +117,10 @@ class Owner:
         error = self.session.last_error
         where = url or (f"on disk until the hub answers ({error})" if error else f"on disk in {self.folder.path}")
         tell([f"run {self.info.run_id}: {where}"])
+
+    def ask_why(self, signal_name: str) -> None:
+        """A signal tells the run to leave: asks SLURM why, so that the attempt ends with the state that SLURM gives."""
+        self._departure = Departure(signal_name, self._slurm)
 
     def hurry(self, deadline: float) -> None:
         """Ends a `finish` that is under way at `deadline` (time.monotonic), if that is earlier."""
@@ -134,11 +140,9 @@ class Owner:
         """Collects goodbyes, delivers until `deadline` (time.monotonic), prints the report."""
         if self.collector is not None:
             self.collector.close(min(goodbye_wait, max(0.0, deadline - time.monotonic())))
-            if cause := self.collector.failure():
-                # Often the cause of what rank 0 saw ("connection closed by peer", torchrun's SIGTERM): it comes first.
-                state, failure = "failed", f"{cause}\n\nrank 0: {failure}" if failure else cause
+        ended = self._ending(state, failure, deadline)
         self.put({"kind": "rank", "of_rank": 0, "state": "left", **about(self._topology)})
-        self.put({"kind": "attempt", "state": state, **self._about_attempt(), "reason": failure})
+        self.put({"kind": "attempt", **ended, **self._about_attempt()})
         self.outbox.flush(max(1.0, deadline - time.monotonic()))
         self.session.finish(deadline)
         self._writer.close()
@@ -149,6 +153,21 @@ class Owner:
             tell([said, *self._remarks(dropped_values)])
             return
         tell([*report(self.folder).lines(), *self._remarks(dropped_values)])
+
+    def _ending(self, state: str, failure: str | None, deadline: float) -> dict[str, str | None]:
+        """How the attempt ends: what SLURM says, else a rank's failure, else what rank 0 says."""
+        said = self._departure.ending(deadline) if self._departure and state != "finished" else None
+        if said and state != "failed":
+            state, failure = said.state, said.reason
+        if cause := self.collector.failure() if self.collector else None:
+            # Often the cause of what rank 0 saw ("connection closed by peer", torchrun's SIGTERM): it comes first.
+            state, failure = "failed", f"{cause}\n\nrank 0: {failure}" if failure else cause
+        if said is None or said.said_by is None:
+            return {"state": state, "reason": failure}
+        if state == "failed" and said.state != "failed":
+            # Ranks that are told to leave, or whose peers have left, often fail of that.
+            failure = f"{said.reason}\n\n{failure}"
+        return {"state": said.state, "reason": failure, "said_by": said.said_by}
 
     def _remarks(self, dropped_values: int) -> list[str]:
         """What the run directory does not know."""
@@ -216,14 +235,9 @@ def _briefly(path: Path) -> Iterator[None]:
 def decide_run_id(settings: Settings, slurm: SlurmJob | None, rendezvous: Rendezvous, keys: Keys, ordinal: int) -> str:
     """Rank 0's choice, left in torchrun's store so that a restart in place continues the run."""
     choice = names.new_run_id() if slurm is None else slurm.run_id(settings.project, settings.name, ordinal)
-    if slurm is not None:
-        try:
-            known = RunInfo.load(RunFolder(settings.root / choice).run_json)
-        except (OSError, JournalError):
-            known = None
-        if known is not None and slurm.restart_count <= (known.restart_count or 0):
-            # The job was not requeued, so this is another run of it (two scripts of one name in one allocation).
-            choice = f"{choice}-{names.new_hex_id()[:6]}"
+    if slurm is not None and _is_taken(settings.root / choice, slurm):
+        # The job was not requeued, so this is another run of it (two scripts of one name in one allocation).
+        choice = f"{choice}-{names.new_hex_id()[:6]}"
     address = rendezvous.find()
     if address is None or not address.agent:
         return choice
@@ -237,6 +251,18 @@ def decide_run_id(settings: Settings, slurm: SlurmJob | None, rendezvous: Rendez
         logger.warning("the launcher's store does not answer, so a restart will be a run of its own")
         return choice
     return choice if names.wrong_run_id(found[0]) else found[0]
+
+
+def _is_taken(path: Path, slurm: SlurmJob) -> bool:
+    """Whether another start of the same job has this run directory; otherwise it is ours from now on."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        with contextlib.suppress(JournalError, FileNotFoundError):
+            return slurm.restart_count <= (RunInfo.load(RunFolder(path).run_json).restart_count or 0)
+        return slurm.restart_count == 0  # of a start that has not come to its run.json
+    return False
 
 
 def _ask(rendezvous: Rendezvous, keys: Keys, choice: str, found: list[str]) -> None:

@@ -209,7 +209,7 @@ class Run:
             step: the step; a counter of this rank's calls by default.
             epoch: the epoch, if any.
         """
-        if not self._enabled:
+        if not self._enabled or self._finished:  # a loop may go on for the moment between its end and the signal's
             return
         try:
             kept = self._reader.read(values)
@@ -346,7 +346,9 @@ class Run:
 
         client = connect(settings.hub, settings.api_key)
         try:
-            model_id = self.model_id or client.find_model(settings.project, self.id)
+            # The run goes by the project that it was made with, whatever the program says now.
+            project = self._owner.info.project if self._owner is not None else settings.project
+            model_id = self.model_id or client.find_model(project, self.id)
         except BaseException:
             client.close()
             raise
@@ -463,6 +465,8 @@ class Run:
         A loop that asks `should_stop` gets the time to save and leave by itself: until the end that a warning signal
         announces, and for LOOP_SHARE of the budget after SIGTERM.
         """
+        if self._owner is not None:
+            self._owner.ask_why(_name(number))  # before the loop may see the signal and end the run
         self._signal = number
         budget = self._settings.signal_budget
         deadline = time.monotonic() + budget

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Final
 
-from ddphub.events import Event
+from ddphub.events import ENDED, Event
 from ddphub.hubs.client import Registration
 from ddphub.hubs.epochs import FINAL, Epochs, Number, Told, belongs_to_epoch
 
@@ -132,7 +132,7 @@ class PlatformEvents:
             self._announced = event["attempt_id"]
         elif state == "finished":
             yield Webhook("training_complete", self._training_complete())
-        elif state in {"failed", "preempted"}:
+        elif state in ENDED:
             reason = str(event.get("reason") or state)[-MAX_ERROR:]
             yield Webhook("training_failed", {"error": reason, "code": state})
 

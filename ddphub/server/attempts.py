@@ -2,27 +2,39 @@
 
 Events come late, out of order and more than once, so nothing here overwrites: each fact remembers the event that gave
 it, and only a later event of the same stream replaces it. What an attempt and its ranks are is said by rank 0.
+
+What the hub shows of an attempt, in SLURM's words where it ran there (the first row that fits):
+
+| what is known | state |
+| --- | --- |
+| rank 0 said how it ended | finished, failed, preempted, requeued, timed_out, cancelled, node_failed: as it said |
+| it said only that a signal told it to leave, and SLURM started the job again | requeued |
+| it said no end, and SLURM started the job again | node_failed; that or SIGKILL leaves no time for a word |
+| it said no end, and another attempt came after it | started |
+| it said no end, and it is the newest one | started; the model is running, or lost when it has missed 3 heartbeats |
+
+SLURM started the job again when another attempt has the same cluster and job id and a higher restart count. What the
+hub concludes is never stored: an attempt's own word, which may come late from disk, takes its place.
 """
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from typing import Final, Literal
+from dataclasses import dataclass
+from typing import Any, Final
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from ddphub.server.incoming_events import IncomingEvent
+from ddphub.events import ENDED, to_json
+from ddphub.server.incoming_events import SLURM_NUMBERS, SLURM_TEXTS, IncomingEvent
 from ddphub.server.tables import Attempt, Model, Rank
-
-ENDED: Final = ("finished", "failed", "preempted")
 
 SILENT_HEARTBEATS: Final = 3
 """A run that misses so many is lost."""
 
 HUB_V1_HEARTBEAT_S: Final = 300.0
 """Seconds between the heartbeats of HUB v1 clients."""
-
-ModelState = Literal["new", "running", "lost", "finished", "failed", "preempted"]
 
 
 def hub_v1_attempt_id(model: Model) -> str:
@@ -94,10 +106,13 @@ def _apply_attempt(model: Model, attempt: Attempt, event: IncomingEvent) -> None
         attempt.world_size = fields["world_size"]
     if fields.get("host") is not None and (newer or attempt.host is None):
         attempt.host = fields["host"]
+    if fields.get("slurm") is not None and (newer or attempt.slurm is None):
+        attempt.slurm = to_json({name: fields["slurm"].get(name) for name in (*SLURM_TEXTS, *SLURM_NUMBERS)})
     if newer:
         attempt.state, attempt.state_time, attempt.state_seq = fields["state"], event.time, event.seq
         attempt.ended_at = event.time if fields["state"] in ENDED else None
         attempt.reason = fields.get("reason")
+        attempt.said_by = fields.get("said_by")
 
 
 def _apply_rank(rank: Rank, event: IncomingEvent) -> None:
@@ -151,8 +166,42 @@ def newest(attempts: Sequence[Attempt]) -> Attempt | None:
     )
 
 
-def model_state(model: Model, attempts: Sequence[Attempt], now: float, heartbeat_s: float) -> ModelState:
-    """What can truthfully be said of a run.
+def slurm_job(attempt: Attempt) -> dict[str, Any] | None:
+    """What an attempt said of the SLURM job it ran in."""
+    return None if attempt.slurm is None else json.loads(attempt.slurm)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the hub shows of an attempt, see the table above."""
+
+    state: str | None
+    reason: str | None
+
+
+def shown(attempts: Sequence[Attempt]) -> dict[int, Shown]:
+    """What the hub shows of each attempt of a model, by its row's number."""
+    jobs = {attempt.id: job for attempt in attempts if (job := slurm_job(attempt))}
+    restarts: dict[tuple[str, str], int] = {}
+    for job in jobs.values():
+        key = job["cluster"], job["job_id"]
+        restarts[key] = max(job["restart_count"] or 0, restarts.get(key, 0))
+    result = {}
+    for attempt in attempts:
+        result[attempt.id] = Shown(attempt.state, attempt.reason)
+        job = jobs.get(attempt.id)
+        if job is None or restarts[job["cluster"], job["job_id"]] <= (job["restart_count"] or 0):
+            continue
+        if attempt.state not in ENDED:
+            result[attempt.id] = Shown("node_failed", "it ended without a word, and SLURM started the job again")
+        elif attempt.state == "preempted" and attempt.said_by is None:
+            told = f"{attempt.reason or 'told to leave'}; then SLURM started the job again"
+            result[attempt.id] = Shown("requeued", told)
+    return result
+
+
+def model_state(model: Model, attempts: Sequence[Attempt], now: float, heartbeat_s: float) -> str:
+    """What can truthfully be said of a run: `new`, `running`, `lost`, or how its newest attempt ended.
 
     Args:
         model: the run's model.
@@ -163,12 +212,9 @@ def model_state(model: Model, attempts: Sequence[Attempt], now: float, heartbeat
     attempt = newest(attempts)
     if attempt is None:
         return "new"
-    if attempt.state == "finished":
-        return "finished"
-    if attempt.state == "failed":
-        return "failed"
-    if attempt.state == "preempted":
-        return "preempted"
+    state = shown(attempts)[attempt.id].state
+    if state in ENDED:
+        return state
     if attempt.attempt_id == hub_v1_attempt_id(model):
         heartbeat_s = max(heartbeat_s, HUB_V1_HEARTBEAT_S)
     silent_s = now - (model.last_seen or attempt.first_time)

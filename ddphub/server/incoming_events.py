@@ -17,7 +17,16 @@ MAX_KIND: Final = 32
 MAX_TIME: Final = 253_402_300_800.0
 """Year 10000: later times have no date."""
 
-ATTEMPT_STATES: Final = ("started", "finished", "failed", "preempted")
+SLURM_TEXTS: Final = {
+    **dict.fromkeys(
+        ("cluster", "job_id", "array_job_id", "array_task_id", "step", "partition", "job_name"), events.MAX_SLURM_TEXT
+    ),
+    "nodes": events.MAX_SLURM_NODES,
+}
+"""Texts of an attempt's `slurm`, and how many characters each may have."""
+
+SLURM_NUMBERS: Final = ("node_count", "restart_count")
+
 RANK_STATES: Final = ("joined", "lost", "back", "left")
 
 _KEY: Final = ("attempt_id", "rank", "seq")
@@ -119,9 +128,31 @@ def _wrong_metrics(event: events.Event) -> str | None:
 
 
 def _wrong_attempt(event: events.Event) -> str | None:
-    if event.get("state") not in ATTEMPT_STATES:
-        return f"state: expected one of {', '.join(ATTEMPT_STATES)}"
-    return _wrong_optional(event, integers=("world_size",), texts=("host", "reason"))
+    if event.get("state") not in events.ATTEMPT_STATES:
+        return f"state: expected one of {', '.join(events.ATTEMPT_STATES)}"
+    if wrong := _wrong_optional(event, integers=("world_size",), texts=("host", "reason")):
+        return wrong
+    if event.get("said_by") not in {None, "slurm"}:
+        return "said_by: expected 'slurm' or null"
+    wrong = _wrong_slurm(event.get("slurm"))
+    return wrong and f"slurm: {wrong}"
+
+
+def _wrong_slurm(slurm: object) -> str | None:
+    if slurm is None:
+        return None
+    if not isinstance(slurm, dict):
+        return "expected an object or null"
+    if not slurm.get("cluster") or not slurm.get("job_id"):
+        return "expected a cluster and a job_id"
+    for name, limit in SLURM_TEXTS.items():
+        text = slurm.get(name)
+        if text is not None and (not isinstance(text, str) or len(text) > limit):
+            return f"{name}: expected text of at most {limit} characters, or null"
+    for name in SLURM_NUMBERS:
+        if slurm.get(name) is not None and not is_integer(slurm[name], low=0):
+            return f"{name}: expected an integer of 0 or more, or null"
+    return None
 
 
 def _wrong_rank(event: events.Event) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from ddphub.server.attempts import hub_v1_attempt_id, model_state, newest
+from ddphub.server.attempts import hub_v1_attempt_id, model_state, newest, shown, slurm_job
 from ddphub.server.tables import Attempt, Checkpoint, CheckpointFile, LatestMetric, Model, Project, Rank
 from ddphub.server.uploads import is_last
 
@@ -55,6 +55,7 @@ def _reported_by_hub_v1(model: Model, attempts: list[Attempt]) -> bool:
 
 
 def _summary(model: Model, project: Project, attempts: list[Attempt], state: str, *, begun: bool) -> dict[str, Any]:
+    as_shown = shown(attempts)
     return {
         "id": model.public_id,
         "project": project.name,
@@ -70,12 +71,13 @@ def _summary(model: Model, project: Project, attempts: list[Attempt], state: str
             {
                 "number": attempt.number,
                 "attempt_id": attempt.attempt_id,
-                "state": attempt.state,
+                "state": as_shown[attempt.id].state,
                 "world_size": attempt.world_size,
                 "host": attempt.host,
                 "started_at": attempt.started_at,
                 "ended_at": attempt.ended_at,
-                "reason": attempt.reason,
+                "reason": as_shown[attempt.id].reason,
+                "slurm": slurm_job(attempt),
             }
             for attempt in attempts
         ],

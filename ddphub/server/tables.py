@@ -91,7 +91,10 @@ class Model(Base):
 
 
 class Attempt(Base):
-    """One start of the run's processes; (`state_time`, `state_seq`) is the event that gave the state."""
+    """One start of the run's processes; (`state_time`, `state_seq`) is the event that gave the state.
+
+    `slurm` is what the SLURM job said of itself, as JSON; `said_by` is `slurm` where SLURM gave the state.
+    """
 
     __tablename__ = "attempts"
     __table_args__ = (UniqueConstraint("model_ref", "attempt_id"), UniqueConstraint("model_ref", "number"))
@@ -109,6 +112,8 @@ class Attempt(Base):
     reason: Mapped[str | None] = mapped_column(Text)
     started_at: Mapped[float | None]
     ended_at: Mapped[float | None]
+    slurm: Mapped[str | None] = mapped_column(Text)
+    said_by: Mapped[str | None] = mapped_column(String(16))
 
 
 class Event(Base):

@@ -10,6 +10,7 @@ from platform_server import UPLOADS, WEBHOOKS, PlatformServer, capture
 from run_events import BEGAN, Attempt, entry, registration
 
 from ddphub.errors import HubModelGone, HubRejected, HubUnauthorized, HubUnavailable
+from ddphub.events import ENDED
 from ddphub.hubs.platform_events import slug
 from ddphub.hubs.ultralytics_platform import PlatformClient
 
@@ -344,7 +345,7 @@ def test_a_later_process_completes_with_what_an_earlier_one_uploaded(server, con
     assert len(server.data("epoch_end")) == 1
 
 
-@pytest.mark.parametrize("state", ["failed", "preempted"])
+@pytest.mark.parametrize("state", ENDED[1:])
 def test_another_end_is_a_failure_with_its_reason(server, started, first, state):
     client, model_id = started
     client.send_events(model_id, [first.state(state, "x" * 5000 + "end")])

@@ -37,10 +37,14 @@ def _plain(value: object) -> str:
     return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
+def _words(state: str | None) -> str:
+    return (state or "").replace("_", " ")
+
+
 _templates: Final = Environment(
     loader=FileSystemLoader(_FOLDER / "templates"), autoescape=True, undefined=StrictUndefined
 )
-_templates.filters.update(date=_date, plain=_plain)
+_templates.filters.update(date=_date, plain=_plain, words=_words)
 
 
 def _page(name: str, **values: Any) -> HTMLResponse:  # noqa: ANN401  # what the template needs
