@@ -1,4 +1,4 @@
-"""The command line: `ddphub serve | login | status | sync`. Text and exit codes live here and nowhere else."""
+"""The command line: text and exit codes live here and nowhere else."""
 
 import contextlib
 import functools
@@ -115,9 +115,19 @@ def status(
 @app.command()
 def sync(
     directories: Directories = None,
+    *,
     hub: Annotated[str | None, typer.Option(help="Deliver to this hub, whatever run.json says.")] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Try again what was set aside.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Follow live runs until all have ended.")] = False,
+    linger: Annotated[
+        float,
+        typer.Option(
+            help="With --watch: how long a run that did not finish may come back, and the first run may appear. "
+            "Where SLURM knows the run's job, that is followed instead.",
+            metavar="SECONDS",
+            min=0.0,
+        ),
+    ] = 60.0,
     keep: Annotated[
         float,
         typer.Option(help="Days that delivered event files of an ended run are kept.", metavar="DAYS", min=0.0),
@@ -132,22 +142,24 @@ def sync(
     places = directories or [_default_dir()]
     for sentence in (sentence for place in places for sentence in remove_empty_folders(place)):
         typer.echo(sentence)
-    empty = [place for place in places if not any(find_runs(place))]
-    for place in empty:
-        typer.echo(f"no run in {place}", err=True)
-    left = len(empty) if directories else 0
 
     def deliver(folder: RunFolder) -> bool:
         try:
-            return _sync_one(folder, override, retry=retry, keep_days=keep)
+            return _sync_one(folder, override, retry=retry, keep_days=keep, shows_progress=not watch)
         except (DdphubError, OSError) as error:
             typer.echo(f"{folder.path}: {error}", err=True)
             return False
 
+    left = 0
     if watch:
         connect = functools.partial(_connect, override=override)
-        left += not Watch(places, connect=connect, deliver=deliver, say=lambda text: typer.echo(text, err=True)).run()
-    else:
+        say = functools.partial(typer.echo, err=True)
+        left += not Watch(places, connect=connect, deliver=deliver, say=say, linger=linger).run()
+    empty = [place for place in places if not any(find_runs(place))]
+    for place in empty:
+        typer.echo(f"no run in {place}", err=True)
+    left += len(empty) if directories else 0
+    if not watch:
         left += sum(not deliver(folder) for place in places for folder in find_runs(place))
     raise typer.Exit(1 if left else 0)
 
@@ -172,6 +184,80 @@ def pull(
     typer.echo(f"{path}: {found.kind} checkpoint of epoch {found.epoch}")
 
 
+@app.command()
+def doctor(
+    directory: Annotated[
+        # No Path: typer looks at one, and waits for a file server that hangs.
+        str | None, typer.Argument(help="A folder for run directories; DDPHUB_DIR or ./.ddphub.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    gpu: Annotated[
+        bool, typer.Option("--gpu", help="Ask each GPU for its name and memory, which starts CUDA.")
+    ] = False,
+    wait: Annotated[
+        float, typer.Option(help="Seconds that rank 0 waits for the other ranks.", min=0.0, max=3600.0)
+    ] = 10.0,
+) -> None:
+    """Say what is wrong with this place; under srun or torchrun, with every rank's. Exit code 1 when something is."""
+    from ddphub.doctor import examine  # noqa: PLC0415  # keeps `ddphub --help` quick
+
+    report = examine(Path(directory) if directory else None, ask_gpus=gpu, wait=wait)
+    if report.is_spokesman:
+        text = json.dumps(report.to_json()) if as_json else "\n".join(report.lines())
+        typer.echo(text, err=report.ranks[0].rank != 0)
+    raise typer.Exit(1 if report.is_spokesman and not report.is_well else 0)
+
+
+@app.command(context_settings={"allow_interspersed_args": False})
+def submit(
+    program: Annotated[str, typer.Argument(help="The Python program.", show_default=False)],
+    arguments: Annotated[list[str] | None, typer.Argument(help="Its arguments.", show_default=False)] = None,
+    nodes: Annotated[int | None, typer.Option(help="Nodes.", show_default="1")] = None,
+    gpus: Annotated[int | None, typer.Option(help="GPUs on each node, each with a rank.")] = None,
+    ranks: Annotated[int | None, typer.Option(help="Ranks on each node, without GPUs.", show_default="1")] = None,
+    cpus: Annotated[int | None, typer.Option(help="CPUs for each rank.", show_default="1")] = None,
+    time: Annotated[str | None, typer.Option(help="Time limit, as 12:00:00.", show_default="a day")] = None,
+    partition: Annotated[str | None, typer.Option(help="Partition.", show_default="the cluster's")] = None,
+    array: Annotated[str | None, typer.Option(help="An array of trainings, as 0-15%4, each a run.")] = None,
+    requeue: Annotated[
+        bool, typer.Option("--requeue", help="Save and leave before the time limit, and go on in the queue.")
+    ] = False,
+    warning: Annotated[int | None, typer.Option(help="How many seconds before.", show_default="120")] = None,
+    launcher: Annotated[str | None, typer.Option(help="torchrun or srun.", show_default="torchrun")] = None,
+    after: Annotated[str | None, typer.Option(help="Begin when job 17 (17:18) has succeeded; or afterany:17.")] = None,
+    project: Annotated[str | None, typer.Option(help="What the program passes to ddphub.init.")] = None,
+    name: Annotated[str | None, typer.Option(help="The same.", show_default="the program's name")] = None,
+    sbatch: Annotated[list[str] | None, typer.Option(help="Another option of sbatch, as --account=me.")] = None,
+    show: Annotated[bool, typer.Option("--print", help="Show the file that sbatch would get, and do nothing.")] = False,
+) -> None:
+    """Submit a training to SLURM. Options come before the program. Prints the model's URL and the job's id."""
+    from ddphub import submit as submitting  # noqa: PLC0415  # keeps `ddphub --help` quick
+
+    submission = submitting.Submission(
+        program=program,
+        arguments=arguments or (),
+        nodes=nodes,
+        gpus=gpus,
+        ranks=ranks,
+        cpus=cpus,
+        time=time,
+        partition=partition,
+        array=array,
+        requeue=requeue,
+        warning=warning,
+        launcher=launcher,
+        after=after,
+        project=project,
+        name=name,
+        options=sbatch or (),
+    )
+    if show:
+        *_, script = submitting.prepare(submission, os.environ)
+        typer.echo(script, nl=False)
+    else:
+        typer.echo(f"job {submitting.submit(submission, os.environ, typer.echo)}")
+
+
 def _connect(folder: RunFolder, override: str | None) -> tuple[HubClient, str]:
     """The hub that a run is for, and its URL."""
     from ddphub.hubs.connect import connect  # noqa: PLC0415  # requests, only where it is used
@@ -181,7 +267,7 @@ def _connect(folder: RunFolder, override: str | None) -> tuple[HubClient, str]:
     return connect(hub, key), hub
 
 
-def _sync_one(folder: RunFolder, override: str | None, *, retry: bool, keep_days: float) -> bool:
+def _sync_one(folder: RunFolder, override: str | None, *, retry: bool, keep_days: float, shows_progress: bool) -> bool:
     """Delivers one run and says what came of it; whether nothing is left."""
     from ddphub.session.report import report  # noqa: PLC0415
     from ddphub.session.sync import sync_run  # noqa: PLC0415
@@ -195,7 +281,8 @@ def _sync_one(folder: RunFolder, override: str | None, *, retry: bool, keep_days
         return outcome.done or before.in_use
     client, hub = _connect(folder, override)
     try:
-        with _shown_progress(before.events["pending"], before.checkpoints["pending"]) as progress:
+        pending = before.events["pending"], before.checkpoints["pending"]
+        with _shown_progress(*pending, shows=shows_progress) as progress:
             outcome = sync_run(folder, client, hub=hub, retry_aside=retry, keep_days=keep_days, progress=progress)
     finally:
         client.close()
@@ -203,8 +290,7 @@ def _sync_one(folder: RunFolder, override: str | None, *, retry: bool, keep_days
         typer.echo(f"{folder.path}: {outcome.error or outcome.repaired[-1]}")
         return outcome.done
     after = report(folder)
-    for line in [*outcome.repaired, *after.lines()]:
-        typer.echo(line)
+    typer.echo("\n".join([*outcome.repaired, *after.lines()]))
     if outcome.error:
         typer.echo(f"  ! {outcome.error}", err=True)
     return outcome.done and after.is_delivered
@@ -239,9 +325,9 @@ def _hub_and_key(hub_of_run: str | None, override: str | None) -> tuple[str, str
 
 
 @contextlib.contextmanager
-def _shown_progress(events: int, checkpoints: int) -> Iterator[Callable[[str, int], None]]:
+def _shown_progress(events: int, checkpoints: int, *, shows: bool) -> Iterator[Callable[[str, int], None]]:
     """A bar on a terminal, nothing elsewhere: the lines that follow say it all."""
-    if not sys.stderr.isatty():
+    if not (shows and sys.stderr.isatty()):
         yield lambda _kind, _count: None
         return
     columns = (TextColumn("{task.description:>12}"), BarColumn(), MofNCompleteColumn())

@@ -11,6 +11,7 @@ import logging
 import os
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Final
 
@@ -79,3 +80,37 @@ def is_in_use(path: Path) -> bool:
             return os.fstat(probe.fileno()).st_mtime - path.stat().st_mtime < LATE
     except OSError:
         return path.exists()
+
+
+class Sign:
+    """Whether a run directory is in use, for a process that asks again and again.
+
+    A look reads one small file and makes none: a process on another host is alive while its file's time goes on.
+
+    Args:
+        path: the run's alive.json.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen: int | None = None
+        self._since = float("-inf")
+
+    def is_in_use(self) -> bool:
+        """As `is_in_use`, by what the looks before saw."""
+        try:
+            # Opened, because a file server's client may remember a file's time for a minute until then.
+            owner = read_json(self._path).get("owner")
+            seen = self._path.stat().st_mtime_ns
+            state = Owner.from_json(owner).state()
+        except FileNotFoundError:
+            self._seen = None
+            return False
+        except (OSError, ValueError):
+            return is_in_use(self._path)
+        if state != "unknown":
+            return state == "alive"
+        if seen != self._seen:
+            is_fresh = self._seen is not None or is_in_use(self._path)
+            self._seen, self._since = seen, time.monotonic() if is_fresh else float("-inf")
+        return time.monotonic() - self._since < LATE

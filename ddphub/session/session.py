@@ -2,18 +2,24 @@
 
 Three loops: events, checkpoints, heartbeat; so that a large upload holds up neither metrics nor signs of life. An
 offline session has one, which computes digests of what is staged.
+
+A session that hears nothing from its hub lets session.lock go, so that a `ddphub sync` elsewhere, which may reach the
+hub, can deliver. It takes the lock again for each try, if nobody has it, and keeps it once the hub has answered.
 """
 
+import contextlib
 import logging
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from ddphub.checkpoints.staging import Slot, StagingArea
 from ddphub.config import RateLimits
-from ddphub.errors import HubUnavailable, StagingError
+from ddphub.errors import HubError, HubUnavailable, StagingError
 from ddphub.hubs import wire
 from ddphub.hubs.client import HubClient
+from ddphub.session import stop
 from ddphub.session.delivery import Delivery
 from ddphub.session.folder import RunFolder, RunInfo
 from ddphub.session.loop import Loop
@@ -26,6 +32,8 @@ SHORTEST_PACE: Final = 0.25
 LOCK_PACE: Final = 2.0
 """Seconds between two looks at whether another deliverer has let session.lock go."""
 
+CUT_OFF: Final = 30.0
+"""Seconds of failures only, after which a hub that has answered before counts as out of reach."""
 
 JOIN_GRACE: Final = 0.5
 """Seconds past the deadline in which a loop may notice it; a request under way is not waited for."""
@@ -53,17 +61,29 @@ class Session:
         client: HubClient | None,
         rate_limits: RateLimits,
     ) -> None:
-        self._attempt_id = attempt_id
+        self._info = info
+        self._attempt_id: str | None = attempt_id
+        self._stop_file = folder.stop
         self._staging = staging
         self._client = client
         self._rate_limits = rate_limits
         self._loops: list[Loop] = []
         self._ready = False
+        self._reached = False
+        self._failing_since: float | None = None
+        self._users = 0
+        self._counting = threading.Lock()  # around session.lock and how many steps of this session count on it
         self._cut_short = False
         self._deadline = float("inf")
         self._opening = threading.Lock()  # around the first request: two loops must not register twice
         self._delivery = Delivery(
-            folder=folder, info=info, staging=staging, client=client, hub=info.hub, ckpt_interval=rate_limits.ckpt
+            folder=folder,
+            info=info,
+            staging=staging,
+            client=client,
+            hub=info.hub,
+            ckpt_interval=rate_limits.ckpt,
+            progress=self._hear,
         )
         self._heartbeat: Loop | None = None
         if client is None:
@@ -71,9 +91,11 @@ class Session:
             self._loops.append(Loop("ddphub-digest", self._seal, lambda: 1.0))
             return
         self._loops.append(
-            Loop("ddphub-events", self._send_events, lambda: self._pace(rate_limits.metrics), self._is_ready)
+            Loop("ddphub-events", self._send_events, lambda: self._pace(rate_limits.metrics), self._has_reached)
         )
-        self._checkpoints = Loop("ddphub-checkpoints", self._send_checkpoints, lambda: self._pace(1.0), self._is_ready)
+        self._checkpoints = Loop(
+            "ddphub-checkpoints", self._send_checkpoints, lambda: self._pace(1.0), self._has_reached
+        )
         self._loops.append(self._checkpoints)
         self._heartbeat = Loop("ddphub-heartbeat", self._beat, self._heartbeat_pace)
 
@@ -96,7 +118,7 @@ class Session:
 
     @property
     def stop_requested(self) -> bool:
-        """Whether the hub asked the run to stop."""
+        """Whether the hub asked the run to stop, by itself or through stop.json."""
         return self._delivery.stop_requested
 
     @property
@@ -104,6 +126,19 @@ class Session:
         """Why something is still on disk, if a loop knows."""
         known = next((loop.last_error for loop in self._loops if loop.last_error), None)
         return known or ("finish ended while something was still being sent or read" if self._cut_short else None)
+
+    def follow(self, attempts: Sequence[str], *, is_alive: bool) -> None:
+        """Goes on with what the run has become. A session beside the run, see watch.py.
+
+        Args:
+            attempts: the run's; a wish to stop is for the newest one.
+            is_alive: whether the newest one lives, and is to be said to.
+        """
+        newest = attempts[-1] if is_alive else None
+        if list(attempts) != self._info.attempts:
+            self._info.attempts[:] = attempts  # which each step of the delivery reads
+            self._delivery.stop_requested = False
+        self._attempt_id = newest
 
     def wait_for_hub(self, timeout: float) -> None:
         """Waits until the run is registered or the first try has failed, at most `timeout` seconds."""
@@ -116,7 +151,9 @@ class Session:
     def make_room(self, slot: Slot, needed: int) -> None:
         """See `Delivery.make_room`; what cannot be dropped now stays, and the save is refused."""
         try:
-            self._delivery.make_room(needed, for_final=slot.kind == "final")
+            with self._holding() as has_lock:
+                if has_lock:
+                    self._delivery.make_room(needed, for_final=slot.kind == "final")
         except (OSError, StagingError, HubUnavailable) as error:
             logger.warning("no room could be made for %s: %s", slot.name, error)
 
@@ -164,8 +201,11 @@ class Session:
             loop.join(threading.TIMEOUT_MAX)
         self._release()
 
-    def _is_ready(self) -> bool:
-        return self._ready
+    def _has_reached(self) -> bool:
+        return self._reached
+
+    def _hear(self, _what: str, _count: int) -> None:
+        self._failing_since = None
 
     def _pace(self, seconds: float) -> float:
         return max(SHORTEST_PACE, seconds) if self._ready else LOCK_PACE
@@ -175,39 +215,81 @@ class Session:
         pace = min(self._rate_limits.heartbeat, asked or self._rate_limits.heartbeat)
         return max(SHORTEST_PACE, pace) if self._ready else 1.0
 
-    def _open(self, finishing: bool) -> Delivery | None:
-        """The delivery, once it has session.lock and the hub knows the run; None while another process delivers."""
-        with self._opening:
-            delivery = self._delivery
-            if not delivery.acquire():
+    @contextlib.contextmanager
+    def _holding(self) -> Iterator[bool]:
+        """session.lock for one step, unless another process has it; kept after it as long as the hub answers."""
+        with self._counting:
+            has_lock = self._delivery.acquire()
+            self._users += has_lock
+        try:
+            yield has_lock
+        finally:
+            with self._counting:
+                self._users -= has_lock
+                if has_lock and not self._users and self._should_let_go():
+                    self._ready = self._delivery.registered = False
+                    self._delivery.release()
+
+    def _should_let_go(self) -> bool:
+        if self._client is None or not self._reached:
+            return True
+        # A client without keys knows what it has sent itself; what another process sends meanwhile it would send again.
+        since = self._failing_since
+        return self._client.is_idempotent and since is not None and time.monotonic() - since >= CUT_OFF
+
+    @contextlib.contextmanager
+    def _turn(self, finishing: bool) -> Iterator[Delivery | None]:
+        """The delivery, for one step; None while another process delivers."""
+        with self._holding() as has_lock:
+            if not has_lock:
                 if finishing:
                     raise HubUnavailable("another process has session.lock and delivers this run")
-                return None
-            if not delivery.registered:
-                delivery.register()
-            self._ready = True
-            return delivery
+                yield None
+                return
+            try:
+                self._open()
+                yield self._delivery
+            except HubError:
+                self._failing_since = self._failing_since or time.monotonic()
+                raise
+
+    def _open(self) -> None:
+        with self._opening:
+            if not self._delivery.registered:
+                self._delivery.register()
+                self._failing_since = None
+            if not self._ready:
+                self._ready = self._reached = True
+                self._checkpoints.wake()
 
     def _send_events(self, finishing: bool) -> bool:
         no_more_checkpoints = finishing and self._checkpoints.join(0.0)
-        delivery = self._open(finishing)
-        if delivery is None:
-            return False
-        # An end that waits for checkpoints which this process gave up on is the next deliverer's.
-        return delivery.send_events() or no_more_checkpoints
+        with self._turn(finishing) as delivery:
+            # An end that waits for checkpoints which this process gave up on is the next deliverer's.
+            return delivery is not None and (delivery.send_events() or no_more_checkpoints)
 
     def _send_checkpoints(self, finishing: bool) -> bool:
-        delivery = self._open(finishing)
-        return delivery is not None and delivery.send_checkpoints(flush=finishing)
+        if not (self._ready or finishing):
+            return False  # one loop is enough to ask whether the hub is there
+        with self._turn(finishing) as delivery:
+            return delivery is not None and delivery.send_checkpoints(flush=finishing)
 
     def _beat(self, _finishing: bool) -> bool:
-        model_id = self.model_id
-        if self._ready and model_id and self._client:
-            stop = self._client.heartbeat(model_id, self._attempt_id)
-            self._delivery.stop_requested = self._delivery.stop_requested or stop
+        self._look_for_stop()
+        model_id, attempt_id = self.model_id, self._attempt_id
+        if self._ready and model_id and attempt_id and self._client:
+            is_asked = self._client.heartbeat(model_id, attempt_id)
+            if is_asked and attempt_id == self._attempt_id:
+                self._delivery.stop_requested = True
         return False
 
+    def _look_for_stop(self) -> None:
+        attempt_id = self._attempt_id
+        if attempt_id and not self._delivery.stop_requested and stop.is_asked(self._stop_file, attempt_id):
+            self._delivery.stop_requested = True
+
     def _seal(self, _finishing: bool) -> bool:
+        self._look_for_stop()
         for entry in self._staging.entries():
             if self._staging.digest(entry) is None:
                 self._staging.seal(entry, wire.PART_SIZE)
