@@ -347,9 +347,9 @@ def _check_dir(directory: object, source: str) -> Path:
     return root
 
 
-def _seconds(setting: str, value: object) -> float:
+def _seconds(setting: str, value: object, source: str = "argument") -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= LONGEST:
-        raise SettingsError(setting, value, "argument", f"expected seconds, 0 to {LONGEST}")
+        raise SettingsError(setting, value, source, f"expected seconds, 0 to {LONGEST}")
     return float(value)
 
 
@@ -360,7 +360,7 @@ def _seconds_of_text(setting: str, value: object, source: str) -> float:
             value = float(value)
         except ValueError:
             raise SettingsError(setting, value, source, f"expected seconds, 0 to {LONGEST}") from None
-    return _seconds(setting, value)
+    return _seconds(setting, value, source)
 
 
 def _warning_signal(value: object, source: str) -> tuple[int, ...]:

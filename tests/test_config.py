@@ -600,4 +600,5 @@ def test_the_signal_budget_is_seconds(resolve, wrong):
     assert resolve(DDPHUB_SIGNAL_BUDGET="7.5").signal_budget == 7.5
     assert resolve(signal_budget=5, DDPHUB_SIGNAL_BUDGET="7.5").signal_budget == 5.0
     for text in ("soon", "-1", "nan", "inf"):
-        assert wrong(DDPHUB_SIGNAL_BUDGET=text).field == "signal_budget"
+        error = wrong(DDPHUB_SIGNAL_BUDGET=text)
+        assert (error.field, error.source) == ("signal_budget", "DDPHUB_SIGNAL_BUDGET")
