@@ -4,10 +4,8 @@ import os
 import socket
 
 import pytest
-from hub_process import HubProcess
+from hub_process import KEY, HubProcess
 from jobs import HubView, Job
-
-KEY = "test-key-test-key-test-key-test-key-test-k"
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,9 @@ import requests
 
 READY = "ddphub hub on "
 
+KEY = "test-key-test-key-test-key-test-key-test-k"
+"""The key of the hubs that tests of the training side start."""
+
 
 class HubProcess:
     """Starts `python -m ddphub.server` on loopback and waits until it serves.

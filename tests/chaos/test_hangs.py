@@ -19,7 +19,7 @@ import mounts
 import needs
 import pytest
 import requests
-from conftest import KEY
+from hub_process import KEY
 from jobs import PROGRAMS, ddphub, wait_until
 
 SLACK = 20.0

@@ -19,9 +19,8 @@ from pathlib import Path
 import mounts
 import needs
 import pytest
-from conftest import KEY
 from faulty_proxy import FaultyProxy
-from hub_process import HubProcess
+from hub_process import KEY, HubProcess
 from jobs import PROGRAMS, HubView, wait_until
 
 SYNC = "from ddphub.cli import main; main()"
