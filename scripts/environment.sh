@@ -85,7 +85,8 @@ make_trainers() {
     if command -v flock >/dev/null; then
         flock 9
     fi
-    for list in "$lists/shared.txt" "$lists"/[0-9]*.txt; do # a trainer is set up with what is shared
+    # What is shared comes first: a trainer is set up with it.
+    for list in "$lists/shared.txt" "$lists"/[0-9]*.txt "$lists/lightning.txt"; do
         name=$(basename "$list" .txt)
         target=$trainers/$name
         wanted=$(cat "$lists/set_up.py" "$lists/shared.txt" "$list" && "$bin/python" -VV)

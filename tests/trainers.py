@@ -18,7 +18,7 @@ import psutil
 from jobs import Job
 
 VERSIONS = ("8.4.190", "8.4.114", "8.0.217")
-"""Today's; the last with a HUB v1 client, through hub-sdk; one with a HUB v1 client of its own."""
+"""Of Ultralytics: today's; the last with a HUB v1 client, through hub-sdk; one with a HUB v1 client of its own."""
 
 _HERE = Path(__file__).parent / "trainer_env"
 _INSTALLED = Path(sys.prefix) / "trainers"
@@ -28,7 +28,13 @@ def needs(version):
     """Skips the test unless that trainer is installed; fails it in CI."""
     missing = [name for name in ("shared", version) if not (_INSTALLED / name / "installed").exists()]
     if missing:
-        machine.without(f"needs Ultralytics {version}, which scripts/test installs into {_INSTALLED}")
+        machine.without(f"needs {version}, which scripts/test installs into {_INSTALLED}")
+
+
+def paths(name):
+    """The variables of a process that uses what is installed under that name, where it needs no settings."""
+    needs(name)
+    return {"PYTHONPATH": os.pathsep.join(map(str, (_HERE, _INSTALLED / name, _INSTALLED / "shared")))}
 
 
 def environment(version, home):
@@ -40,7 +46,7 @@ def environment(version, home):
         for settings in (*config.rglob("settings.json"), *config.rglob("settings.yaml")):
             settings.write_text(settings.read_text().replace(str(template), str(config)))
     variables = {
-        "PYTHONPATH": os.pathsep.join(map(str, (_HERE, _INSTALLED / version, _INSTALLED / "shared"))),
+        **paths(version),
         "YOLO_CONFIG_DIR": str(config),
         "YOLO_OFFLINE": "1",
         "YOLO_AUTOINSTALL": "false",
