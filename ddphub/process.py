@@ -77,6 +77,11 @@ def enter(run: LiveRun, run_id: str | None, signals: Iterable[int] = (signal.SIG
     _live.add(run)
 
 
+def received_signal() -> int | None:
+    """The signal that told this process to leave, if any."""
+    return _watch.received if _watch is not None and _live else None
+
+
 def leave(run: LiveRun) -> None:
     """A run has ended; after the last one the process is as it was."""
     global _hooked

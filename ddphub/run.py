@@ -413,6 +413,7 @@ class Run:
                 return
             self._finished = True
             deadline = time.monotonic() + budget
+            self._note_signal(process.received_signal())  # a handler may end the main thread before ours has begun
             state, reason = "finished", self._failure
             if self._failure:
                 state = "failed"
@@ -465,9 +466,7 @@ class Run:
         A loop that asks `should_stop` gets the time to save and leave by itself: until the end that a warning signal
         announces, and for LOOP_SHARE of the budget after SIGTERM.
         """
-        if self._owner is not None:
-            self._owner.ask_why(_name(number))  # before the loop may see the signal and end the run
-        self._signal = number
+        self._note_signal(number)
         budget = self._settings.signal_budget
         deadline = time.monotonic() + budget
         has_time = self._asks and not self._finishing.locked()
@@ -491,6 +490,13 @@ class Run:
             # It has left its loop, and may leave the process in its own way.
             time.sleep(max(0.0, deadline - time.monotonic()))
         return False
+
+    def _note_signal(self, number: int | None) -> None:
+        if number is None or number == self._signal:
+            return
+        if self._owner is not None:
+            self._owner.ask_why(_name(number))  # before the loop may see the signal and end the run
+        self._signal = number
 
     def on_failure(self, kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
         """See `process`: the run is a failed one, and says why."""

@@ -32,6 +32,9 @@ class SignalWatch:
             is safe or its budget is spent, and True where the process goes on all the same. A process whose own
             handler takes the signal decides for itself.
         numbers: the signals.
+
+    Attributes:
+        received: the last one that this process has seen.
     """
 
     def __init__(self, leave: Callable[[int, bool], bool | None], numbers: Iterable[int] = (signal.SIGTERM,)) -> None:
@@ -40,6 +43,7 @@ class SignalWatch:
         self._previous: dict[int, _Handler] = {}
         self._previous_fd = -1
         self._told: set[int] = set()
+        self.received: int | None = None
         self._pid = os.getpid()
         self._writer: socket.socket | None = None
 
@@ -74,7 +78,8 @@ class SignalWatch:
         self._writer = None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        """In the main thread, whenever it next runs Python: the thread may be long at work by then."""
+        """In the main thread, whenever it next runs Python: the thread may be long at work by then, or not begun."""
+        self.received = number
         if self._writer is not None:
             with contextlib.suppress(OSError):
                 # In case someone else has taken the wakeup fd; marked, because that one is not to hear it twice.
@@ -93,6 +98,7 @@ class SignalWatch:
             for number in numbers:
                 if number in self._previous and number not in self._told and os.getpid() == self._pid:
                     self._told.add(number)
+                    self.received = number
                     self._go(number)
         reader.close()
 
