@@ -247,10 +247,12 @@ class Delivery:
         return True
 
     def _before_end(self, events: list[Event]) -> int:
-        """How many of the events may be sent before the checkpoints that wait."""
-        if self._client.ends_last and self._waiting():
+        """How many of the events may be sent before the checkpoints that wait: an attempt's end waits for its own."""
+        if self._client.ends_last:
+            waiting = {entry.slot.attempt_id for entry in self._waiting()}
             for index, event in enumerate(events):
-                if event.get("kind") == "attempt" and event.get("state") == "finished":
+                is_end = event.get("kind") == "attempt" and event.get("state") == "finished"
+                if is_end and event["attempt_id"] in waiting:
                     return index
         return len(events)
 

@@ -5,7 +5,7 @@ from hub_v1_server import KEY, HubV1Server
 from platform_server import PlatformServer
 from run_events import Attempt
 
-from ddphub.checkpoints.staging import StagingArea
+from ddphub.checkpoints.staging import Slot, StagingArea
 from ddphub.events import to_json
 from ddphub.hubs.connect import connect
 from ddphub.session.delivery import Delivery
@@ -91,3 +91,17 @@ def test_what_was_set_aside_is_not_recalled_as_if_it_had_been_delivered(tmp_path
         run.deliver()
         ((_, epochs),) = server.metrics.items()
         assert epochs == {"0": '{"loss": 1.0, "accuracy": 0.5}'}
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_the_end_of_an_attempt_waits_for_its_own_checkpoints_alone(is_own, platform, tmp_path):
+    """A later attempt, whose rate limit keeps something waiting, would else hold up every event behind that end."""
+    run = Run(tmp_path, f"platform+{platform.url}", platform.key)
+    run.report(run.attempt.state("started"), run.attempt.metrics(0, {"val/loss": 1.0}), run.attempt.state("finished"))
+    (tmp_path / "last.pt").write_bytes(b"x")
+    attempt_id = run.attempt.id if is_own else Attempt().id
+    StagingArea(tmp_path / "run" / "staging").stage(
+        Slot(attempt_id, "epoch", 0, None, "last.pt"), tmp_path / "last.pt", {}
+    )
+    run.deliver()
+    assert ("training_complete" in platform.names()) == (not is_own)
