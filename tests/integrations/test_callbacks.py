@@ -1,5 +1,6 @@
 """The callbacks by themselves: without a run, with a broken trainer, on their way to other processes."""
 
+import logging
 import os
 import pickle
 import subprocess
@@ -44,18 +45,25 @@ def test_they_travel_by_name():
 
 @pytest.mark.parametrize("name", [name for name in callbacks if name not in COUNTING])
 @pytest.mark.parametrize("session", [{}, {"hub_session": None}, {"hub_session": object()}])
-def test_without_a_run_nothing_is_asked_of_the_trainer(name, session):
+def test_without_a_run_nothing_is_asked_of_the_trainer(name, session, caplog):
+    """What was asked in vain would be logged, as no callback raises."""
+    caplog.set_level(logging.DEBUG, ultralytics.logger.name)
     callbacks[name](SimpleNamespace(**session))
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("name", callbacks)
 def test_a_trainer_of_another_make_ends_no_training(name, tmp_path, caplog):
     """Every attribute is missing: the callback says so once and goes on."""
+    caplog.set_level(logging.DEBUG, ultralytics.logger.name)
     run = ultralytics.init(project="tests", dir=tmp_path, mode="offline")
     trainer = SimpleNamespace(hub_session=run)
     callbacks[name](trainer)
     callbacks[name](trainer)
     run.finish()
+    said = [record.levelname for record in caplog.records if record.name == ultralytics.logger.name]
+    assert said in ([], ["WARNING", "DEBUG"], ["DEBUG", "DEBUG"])
+    assert said or name in {"on_pretrain_routine_end", "on_train_epoch_start", "teardown"}
 
 
 def test_settings_fail_when_they_are_given():
