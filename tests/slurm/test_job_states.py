@@ -128,6 +128,11 @@ def test_runs_of_one_allocation_are_runs_of_their_own(training):
     assert {run["run_id"].split("-")[1] for run in runs} == {training.job, str(int(training.job) + 1)}
 
 
+def attempts_by_name(view):
+    """The first attempt of each model; a model that was just made has none yet."""
+    return {run["name"]: run["attempts"][0] for run in view.get("/v1/models")["results"] if run["attempts"]}
+
+
 def test_an_attempt_ends_with_the_state_that_slurm_gives_it(training):
     """What ends a job shows; a signal that SLURM knows nothing of is a signal."""
     ends = {
@@ -147,10 +152,10 @@ def test_an_attempt_ends_with_the_state_that_slurm_gives_it(training):
     training.cluster.run("scancel", "--signal=TERM", jobs["told"])
 
     def shown():
-        found = {run["name"]: run["attempts"][0] for run in training.view.get("/v1/models")["results"]}
+        found = attempts_by_name(training.view)
         return {name: (attempt["state"], attempt["reason"]) for name, attempt in found.items()}
 
-    wait_until(lambda: "started" not in {state for state, _ in shown().values()}, 30)
+    wait_until(lambda: len(shown()) == len(ends) and "started" not in {state for state, _ in shown().values()}, 30)
     assert shown() == {
         "cancelled": ("cancelled", "SIGTERM: SLURM ends the job (scancel, or its batch script ended)"),
         "requeued": ("requeued", "SIGTERM: the job was requeued"),
@@ -169,8 +174,7 @@ def test_a_job_at_its_time_limit_is_timed_out(training):
     training.cluster.wait_job(training.job, "TIMEOUT", timeout=120)
 
     def shown():
-        found = {run["name"]: run["attempts"][0] for run in training.view.get("/v1/models")["results"]}
-        return {name: attempt["state"] for name, attempt in found.items()}
+        return {name: attempt["state"] for name, attempt in attempts_by_name(training.view).items()}
 
     wait_until(lambda: shown() == {"warned": "timed_out", "ended": "timed_out"}, 90, "both ends")
 
