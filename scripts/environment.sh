@@ -112,8 +112,8 @@ make_trainers() {
 
 # In CI, the programs that tests/needs.py names; elsewhere the tests that need one say so and are skipped.
 install_programs() {
-    local -A packages=([bindfs]=bindfs [fusermount3]=fuse3 [ip]=iproute2 [mkfs.ext4]=e2fsprogs [mkfs.xfs]=xfsprogs
-        [munged]=munge [slurmctld]=slurm-wlm [strace]=strace)
+    local -A packages=([bindfs]=bindfs [chromedriver]=chromium-driver [chromium]=chromium [fusermount3]=fuse3
+        [ip]=iproute2 [mkfs.ext4]=e2fsprogs [mkfs.xfs]=xfsprogs [munged]=munge [slurmctld]=slurm-wlm [strace]=strace)
     local -a missing=()
     local program policy=/usr/sbin/policy-rc.d own_policy='' code=0
     if [[ ${CI:-} != true ]]; then

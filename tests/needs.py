@@ -11,6 +11,8 @@ import pytest
 
 PACKAGES = {
     "bindfs": "bindfs",
+    "chromedriver": "chromium-driver",
+    "chromium": "chromium",
     "fusermount3": "fuse3",
     "ip": "iproute2",
     "mkfs.ext4": "e2fsprogs",

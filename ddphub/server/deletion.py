@@ -7,7 +7,20 @@ from sqlalchemy.orm import Session
 
 from ddphub.server.hub import Hub
 from ddphub.server.problems import Problem
-from ddphub.server.tables import Attempt, Blob, Checkpoint, CheckpointFile, Event, LatestMetric, Model, Project, Rank
+from ddphub.server.tables import (
+    Attempt,
+    Blob,
+    Checkpoint,
+    CheckpointFile,
+    Event,
+    LatestMetric,
+    Model,
+    Points,
+    Project,
+    Rank,
+    Series,
+    Tag,
+)
 
 
 def delete_model(hub: Hub, model_id: str, *, hard: bool) -> None:
@@ -53,6 +66,7 @@ def _unused_blobs(model: Model) -> ColumnElement[bool]:
 def _delete_rows(session: Session, model: Model) -> None:
     checkpoints = select(Checkpoint.id).where(Checkpoint.model_ref == model.id)
     attempts = select(Attempt.id).where(Attempt.model_ref == model.id)
+    series = select(Series.id).where(Series.model_ref == model.id)
     for statement in (
         delete(Blob).where(_unused_blobs(model)),
         delete(CheckpointFile).where(CheckpointFile.checkpoint_ref.in_(checkpoints)),
@@ -60,6 +74,9 @@ def _delete_rows(session: Session, model: Model) -> None:
         delete(Rank).where(Rank.attempt_ref.in_(attempts)),
         delete(Event).where(Event.model_ref == model.id),
         delete(LatestMetric).where(LatestMetric.model_ref == model.id),
+        delete(Points).where(Points.series_ref.in_(series)),
+        delete(Series).where(Series.model_ref == model.id),
+        delete(Tag).where(Tag.model_ref == model.id),
         delete(Attempt).where(Attempt.model_ref == model.id),
     ):
         session.execute(statement, execution_options={"synchronize_session": False})

@@ -4,6 +4,8 @@
 projects ── models ── attempts ── events          one row per (attempt, rank, seq)
    │           │         └─────── ranks           what the events say of each rank
    │           ├── latest_metrics                 the newest value per (rank, name)
+   │           ├── series ── points               every value of a metric, packed for charts
+   │           ├── tags
    │           └── checkpoints ── checkpoint_files
    └── blobs                                      bytes on disk that a commit vouches for
 api_keys
@@ -88,12 +90,26 @@ class Model(Base):
     stop_requested_at: Mapped[float | None]
     events: Mapped[int] = mapped_column(default=0)
     deleted_at: Mapped[float | None]
+    notes: Mapped[str | None] = mapped_column(Text)
+
+
+class Tag(Base):
+    """A word that people find a model by."""
+
+    __tablename__ = "tags"
+    __table_args__ = (UniqueConstraint("model_ref", "tag"), Index(None, "tag"))
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    model_ref: Mapped[int] = mapped_column(ForeignKey("models.id"))
+    tag: Mapped[str] = mapped_column(String(MAX_NAME))
 
 
 class Attempt(Base):
     """One start of the run's processes; (`state_time`, `state_seq`) is the event that gave the state.
 
     `slurm` is what the SLURM job said of itself, as JSON; `said_by` is `slurm` where SLURM gave the state.
+    `progress_at` is the hub's clock when a rank's step last rose, `progress_time` the time of that event by its
+    node's clock, and `longest_gap` the most seconds between two such times.
     """
 
     __tablename__ = "attempts"
@@ -114,6 +130,9 @@ class Attempt(Base):
     ended_at: Mapped[float | None]
     slurm: Mapped[str | None] = mapped_column(Text)
     said_by: Mapped[str | None] = mapped_column(String(16))
+    progress_at: Mapped[float | None]
+    progress_time: Mapped[float | None]
+    longest_gap: Mapped[float | None]
 
 
 class Event(Base):
@@ -139,7 +158,10 @@ class Event(Base):
 
 
 class Rank(Base):
-    """One rank of an attempt; (`state_time`, `state_seq`) is the event that gave the state."""
+    """One rank of an attempt; (`state_time`, `state_seq`) is the event that gave the state.
+
+    `last_step_time` is its node's clock when its step last rose, `rate` steps a second since about a minute.
+    """
 
     __tablename__ = "ranks"
     __table_args__ = (UniqueConstraint("attempt_ref", "rank"),)
@@ -154,6 +176,8 @@ class Rank(Base):
     pid: Mapped[int | None]
     last_step: Mapped[int | None]
     last_step_seq: Mapped[int | None]
+    last_step_time: Mapped[float | None]
+    rate: Mapped[float | None]
     last_seen: Mapped[float | None]
 
 
@@ -173,6 +197,34 @@ class LatestMetric(Base):
     time: Mapped[float]
     attempt: Mapped[int]
     seq: Mapped[int]
+
+
+class Series(Base):
+    """One metric of a model: how many points it has, and the least, greatest and newest finite value of rank 0."""
+
+    __tablename__ = "series"
+    __table_args__ = (UniqueConstraint("model_ref", "name"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    model_ref: Mapped[int] = mapped_column(ForeignKey("models.id"))
+    name: Mapped[str] = mapped_column(String(256))
+    count: Mapped[int] = mapped_column(default=0)
+    least: Mapped[float | None]
+    greatest: Mapped[float | None]
+    latest: Mapped[float | None]
+
+
+class Points(Base):
+    """`count` points of a series, of all ranks in the order of arrival; `first` is how many come before."""
+
+    __tablename__ = "points"
+    __table_args__ = (UniqueConstraint("series_ref", "first"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    series_ref: Mapped[int] = mapped_column(ForeignKey("series.id"))
+    first: Mapped[int]
+    count: Mapped[int]
+    data: Mapped[bytes] = mapped_column(LargeBinary)
 
 
 class Checkpoint(Base):
