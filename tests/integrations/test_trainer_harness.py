@@ -1,4 +1,4 @@
-"""The ground that tests of the Ultralytics callbacks stand on: its real trainers, and what their callbacks see."""
+"""The ground that tests of the Ultralytics callbacks stand on: the processes of its real trainers."""
 
 import os
 import subprocess
@@ -6,98 +6,6 @@ import sys
 
 import pytest
 import trainers
-
-START = ["on_pretrain_routine_start", "on_pretrain_routine_end", "on_train_start"]
-EPOCH = ["on_train_epoch_start", "on_train_epoch_end"]
-VALIDATED = ["on_val_start", "on_val_end"]
-SAVED = ["on_model_save", "on_fit_epoch_end"]
-
-RANK_0 = [
-    *START,
-    *2 * [*EPOCH, *VALIDATED, *SAVED],
-    *[*VALIDATED, "on_fit_epoch_end", "on_train_end", "teardown"],
-]
-RANK_1 = [
-    *START[1:],
-    *2 * [*EPOCH, "on_val_start", "on_fit_epoch_end"],
-    *["on_val_start", "on_fit_epoch_end", "teardown"],
-]
-"""What 8.4.x calls in two epochs; its validator calls the trainer's callbacks with itself."""
-
-OLD_RANK_0 = [*START, *2 * [*EPOCH, *SAVED], "on_fit_epoch_end", "on_train_end", "teardown"]
-OLD_RANK_1 = [*START, *2 * [*EPOCH, "on_fit_epoch_end"], "teardown"]
-"""8.0.217: rank 0 alone validates, with callbacks of its own; every rank sees on_pretrain_routine_start."""
-
-
-@pytest.fixture
-def train(tmp_path):
-    """Starts trainings; they end with the test."""
-    data = trainers.dataset(tmp_path / "data")
-    started = []
-
-    def start(version, mode, **options):
-        trainers.needs(version)
-        made = trainers.Training(tmp_path, version, mode=mode, data=data, **options)
-        started.append(made)
-        return made
-
-    yield start
-    for made in started:
-        made.end()
-
-
-def at(callbacks, event, name):
-    """What was seen at every call of one event."""
-    return [entry[name] for entry in callbacks if entry["event"] == event]
-
-
-def assert_two_ranks_trained_together(training):
-    """Each rank has its own share of the images, and both have the one model."""
-    callbacks = [training.callbacks(rank) for rank in (0, 1)]
-    assert not {entry["pid"] for entry in callbacks[0]} & {entry["pid"] for entry in callbacks[1]}
-    losses = [at(one, "on_train_epoch_end", "loss") for one in callbacks]
-    assert all(first != second for first, second in zip(*losses, strict=True))
-    weights = [at(one, "on_train_epoch_end", "weights") for one in callbacks]
-    assert weights[0] == weights[1]
-    assert len(set(weights[0])) == 2, "the model has not learned"
-
-
-def assert_rank_0_has_the_results(training):
-    """Metrics, fitness and checkpoints are rank 0's."""
-    first, second = training.callbacks(0), training.callbacks(1)
-    assert all("metrics/mAP50-95(B)" in names for names in at(first, "on_fit_epoch_end", "metrics"))
-    assert not any(at(second, "on_fit_epoch_end", "metrics"))
-    assert None not in at(first, "on_fit_epoch_end", "fitness")
-    assert set(at(second, "on_fit_epoch_end", "fitness")) == {None}
-    assert len(training.written()) >= 4, "one of each epoch, and the two of the final evaluation"
-
-
-def test_two_ranks_train_with_todays_trainer(train):
-    """The trainer launches them itself, with the callbacks."""
-    training = train("8.4.190", "launcher").succeed()
-    assert training.events(0) == RANK_0
-    assert training.events(1) == RANK_1
-    assert training.process.pid not in at(training.callbacks(0), "on_train_start", "pid")
-    assert at(training.callbacks(0), "on_fit_epoch_end", "epoch") == [0, 1, 2]
-    assert_two_ranks_trained_together(training)
-    assert_rank_0_has_the_results(training)
-
-
-def test_two_ranks_train_with_an_old_trainer(train):
-    training = train("8.0.217", "torchrun").succeed()
-    assert training.events(0) == OLD_RANK_0
-    assert training.events(1) == OLD_RANK_1
-    assert at(training.callbacks(0), "on_fit_epoch_end", "epoch") == [0, 1, 1]
-    assert_two_ranks_trained_together(training)
-    assert_rank_0_has_the_results(training)
-
-
-def test_an_older_trainer_launches_its_ranks_without_the_callbacks(train):
-    """8.4.114 and older name only the trainer's class to the workers."""
-    training = train("8.4.114", "launcher", epochs=1).succeed()
-    assert "--nproc_per_node 2" in training.text
-    assert (training.weights / "best.pt").exists()
-    assert training.callbacks(0) == training.callbacks(1) == []
 
 
 def test_a_trainers_process_has_a_real_nms_and_cannot_leave_this_machine(tmp_path):

@@ -19,6 +19,25 @@ VALIDATION_LOSSES = {"val/box_loss", "val/cls_loss", "val/dfl_loss"}
 EVERY_CHECKPOINT = {"rate_limits": {"metrics": 0.2, "ckpt": 0, "heartbeat": 0.2}}
 
 
+START = ["on_pretrain_routine_start", "on_pretrain_routine_end", "on_train_start"]
+EPOCH = ["on_train_epoch_start", "on_train_epoch_end"]
+VALIDATED = ["on_val_start", "on_val_end"]
+SAVED = ["on_model_save", "on_fit_epoch_end"]
+
+
+def order(epochs):
+    """What 8.4.x calls on ranks 0 and 1; its validator calls the trainer's callbacks with itself."""
+    owner = [*START, *epochs * [*EPOCH, *VALIDATED, *SAVED], *VALIDATED, "on_fit_epoch_end", "on_train_end", "teardown"]
+    each = [*EPOCH, "on_val_start", "on_fit_epoch_end"]
+    return owner, [*START[1:], *epochs * each, "on_val_start", "on_fit_epoch_end", "teardown"]
+
+
+def old_order(epochs):
+    """8.0.217: rank 0 alone validates, with callbacks of its own; every rank sees on_pretrain_routine_start."""
+    owner = [*START, *epochs * [*EPOCH, *SAVED], "on_fit_epoch_end", "on_train_end", "teardown"]
+    return owner, [*START, *epochs * [*EPOCH, "on_fit_epoch_end"], "teardown"]
+
+
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
     """A dataset; trainers write a cache beside its labels, so its makers take turns."""
@@ -86,6 +105,32 @@ def check_one_run(view, training, ranks, epochs=3):
     check_checkpoints(view, training.written(), [*expected, ("final", epochs - 1)])
 
 
+def at(callbacks, event, name):
+    """What was seen at every call of one event."""
+    return [entry[name] for entry in callbacks if entry["event"] == event]
+
+
+def assert_two_ranks_trained_together(training):
+    """Each rank has its own share of the images, and both have the one model."""
+    callbacks = [training.callbacks(rank) for rank in (0, 1)]
+    assert not {entry["pid"] for entry in callbacks[0]} & {entry["pid"] for entry in callbacks[1]}
+    losses = [at(one, "on_train_epoch_end", "loss") for one in callbacks]
+    assert all(first != second for first, second in zip(*losses, strict=True))
+    weights = [at(one, "on_train_epoch_end", "weights") for one in callbacks]
+    assert weights[0] == weights[1]
+    assert len(set(weights[0])) == len(weights[0]), "the model has not learned"
+
+
+def assert_rank_0_has_the_results(training):
+    """Metrics, fitness and checkpoints are rank 0's."""
+    first, second = training.callbacks(0), training.callbacks(1)
+    assert all("metrics/mAP50-95(B)" in names for names in at(first, "on_fit_epoch_end", "metrics"))
+    assert not any(at(second, "on_fit_epoch_end", "metrics"))
+    assert None not in at(first, "on_fit_epoch_end", "fitness")
+    assert set(at(second, "on_fit_epoch_end", "fitness")) == {None}
+    assert len(training.written()) >= 4, "one of each epoch, and the two of the final evaluation"
+
+
 @pytest.mark.parametrize("mode", ["torchrun", "launcher", "single"])
 def test_one_run_however_the_training_is_started(mode, train, view):
     """One model, every epoch of every rank, last, best and final; the launching process is none of the ranks."""
@@ -96,15 +141,24 @@ def test_one_run_however_the_training_is_started(mode, train, view):
         owner, other = by_epoch(view, 0), by_epoch(view, 1)
         assert all(other[epoch].keys() >= TRAIN_LOSSES | {"speed/images_per_s", "memory/rss"} for epoch in other)
         assert all(owner[epoch]["train/box_loss"] != other[epoch]["train/box_loss"] for epoch in other), "its own"
+        assert_two_ranks_trained_together(training)
+        assert_rank_0_has_the_results(training)
+        assert (training.events(0), training.events(1)) == order(3)
+        assert at(training.callbacks(0), "on_fit_epoch_end", "epoch") == [0, 1, 2, 3]
+    if mode == "launcher":
+        assert training.process.pid not in at(training.callbacks(0), "on_train_start", "pid")
     assert training.text.count(f"/models/{view.model()['id']}") == 2, "said at the start and at the end, by one rank"
 
 
-@pytest.mark.parametrize("mode", ["torchrun", "single"])
 @pytest.mark.parametrize("version", ["8.4.114", "8.0.217"])
-def test_older_trainers(version, mode, train, view):
+def test_older_trainers(version, train, view):
     """Their own hub callbacks, which would take our run for their session, stay out of it."""
-    training = train(version, mode=mode, epochs=2).succeed()
-    check_one_run(view, training, 1 if mode == "single" else 2, epochs=2)
+    training = train(version, epochs=2).succeed()
+    check_one_run(view, training, 2, epochs=2)
+    expected = old_order(2) if version == "8.0.217" else order(2)
+    assert (training.events(0), training.events(1)) == expected
+    assert_two_ranks_trained_together(training)
+    assert_rank_0_has_the_results(training)
 
 
 def test_a_stop_on_the_hub_ends_all_ranks_at_one_epoch(train, view):
@@ -121,9 +175,9 @@ def test_a_stop_on_the_hub_ends_all_ranks_at_one_epoch(train, view):
     assert [one["epoch"] for one in view.checkpoints() if one["kind"] == "final"] == [last[0]]
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_an_exception_in_training_fails_the_run_with_its_traceback(rank, train, view):
-    training = train(raise_at_epoch=1, raise_on_rank=rank)
+@pytest.mark.parametrize(("mode", "rank"), [("single", 0), ("torchrun", 1)])
+def test_an_exception_in_training_fails_the_run_with_its_traceback(mode, rank, train, view):
+    training = train(mode=mode, raise_at_epoch=1, raise_on_rank=rank)
     assert training.wait() != 0
     (attempt,) = view.model()["attempts"]
     assert attempt["state"] == "failed"
@@ -151,7 +205,7 @@ def test_a_terminated_training_goes_on_as_the_same_run(train, view, tmp_path):
     assert second.text.count("fetched last.pt") == 1, "one process fetched it"
 
 
-MOMENTS = [(0, "on_model_save"), (1, "on_fit_epoch_end")]
+MOMENTS = [(1, "on_fit_epoch_end")]
 if os.environ.get("CHAOS_EXAMPLES"):
     EVERY = ("on_train_start", "on_train_epoch_end", "on_model_save", "on_fit_epoch_end", "on_train_end")
     MOMENTS = [(rank, event) for rank in (0, 1) for event in EVERY]

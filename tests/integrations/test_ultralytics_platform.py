@@ -70,7 +70,7 @@ def check_complete(platform, training, epochs):
     return done
 
 
-@pytest.mark.parametrize("mode", ["torchrun", "launcher", "single"])
+@pytest.mark.parametrize("mode", ["torchrun", "single"])
 def test_a_training_arrives_whole_and_in_order(mode, train, platform):
     training = train(mode).succeed()
     done = check_complete(platform, training, 3)
