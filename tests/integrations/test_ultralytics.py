@@ -171,7 +171,7 @@ def test_a_stop_on_the_hub_ends_all_ranks_at_one_epoch(train, view):
     training.succeed()
     last = {rank: training.callbacks(rank)[-1]["epoch"] for rank in (0, 1)}
     assert last[0] == last[1] <= asked_in + 2
-    assert view.model()["state"] == "finished"
+    assert view.model()["state"] == "stopped"
     assert [one["epoch"] for one in view.checkpoints() if one["kind"] == "final"] == [last[0]]
 
 

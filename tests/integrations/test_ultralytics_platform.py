@@ -85,7 +85,7 @@ def test_a_training_arrives_whole_and_in_order(mode, train, platform):
 
 def test_nothing_is_missing_after_ten_seconds_of_500(train, platform):
     """They begin after the first epoch, in the middle of everything."""
-    training = train(epochs=6, slow=0.15)
+    training = train("single", epochs=6, slow=0.15)
     wait_until(lambda: platform.events("epoch_end"), what="the first epoch")
     platform.fail(500, times=float("inf"))
     threading.Timer(10, platform.heal).start()
@@ -107,11 +107,11 @@ def test_cancelled_in_the_middle_of_an_epoch_ends_both_ranks_within_one(train, p
 
 
 def test_a_failure_is_told_with_its_reason_and_a_resumed_run_goes_on_with_its_model(train, platform):
-    failed = train(raise_at_epoch=1, settings={"run_id": "birds-1"})
+    failed = train("single", raise_at_epoch=1, settings={"run_id": "birds-1"})
     assert failed.wait() != 0
     (told,) = platform.data("training_failed")
     assert "planted failure in epoch 1" in told["error"]
-    again = train(settings={"run_id": "birds-1"}, resume=failed.weights / "last.pt").succeed()
+    again = train("single", settings={"run_id": "birds-1"}, resume=failed.weights / "last.pt").succeed()
     started = platform.events("training_started")
     assert [one.get("modelId") for one in started] == [None, platform.events("epoch_end")[0]["modelId"]]
     assert len({one["modelId"] for one in platform.events() if "modelId" in one}) == 1

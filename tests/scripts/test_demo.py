@@ -33,10 +33,10 @@ def run(*command, environment=None, text_in=None):
     )
 
 
-def train(out, epochs, *arguments, environment):
-    """Runs the training program on two ranks; returns the finished process."""
+def train(out, epochs, *arguments, environment, ranks=2):
+    """Runs the training program; returns the finished process."""
     out.mkdir(exist_ok=True)
-    launcher = (*TORCHRUN, "--standalone", "--nproc-per-node=2")
+    launcher = (*TORCHRUN, "--standalone", f"--nproc-per-node={ranks}")
     program = (SCRIPTS / "train_digits.py", "--out", out, "--epochs", epochs, *arguments)
     return run(*launcher, *program, environment={"OMP_NUM_THREADS": "1", **environment})
 
@@ -74,7 +74,7 @@ def test_the_training_program_reports_both_ranks_without_a_hub(tmp_path):
 
 def test_the_training_program_fails_when_it_does_not_learn(tmp_path):
     environment = {"DDPHUB_MODE": "disabled"}
-    trained = train(tmp_path / "out", 1, "--lr", "0", "--min-accuracy", "0.9", environment=environment)
+    trained = train(tmp_path / "out", 1, "--lr", "0", "--min-accuracy", "0.9", environment=environment, ranks=1)
     assert trained.returncode != 0
     assert "training did not learn" in trained.stderr
 
