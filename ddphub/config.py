@@ -27,6 +27,10 @@ logger = logging.getLogger(__name__)
 Mode = Literal["online", "offline", "disabled"]
 MODES: Final = ("online", "offline", "disabled")
 
+ConsoleRanks = Literal["rank0", "all", "off"]
+CONSOLE_RANKS: Final = ("rank0", "all", "off")
+"""Whose printed lines the hub shows."""
+
 VARIABLES: Final = {
     "hub": "DDPHUB_URL",
     "api_key": "DDPHUB_API_KEY",
@@ -36,6 +40,8 @@ VARIABLES: Final = {
     "staging_budget": "DDPHUB_STAGING_BUDGET",
     "warning_signal": "DDPHUB_WARNING_SIGNAL",
     "signal_budget": "DDPHUB_SIGNAL_BUDGET",
+    "console": "DDPHUB_CONSOLE",
+    "system_interval": "DDPHUB_SYSTEM_INTERVAL",
     "usage_url": "DDPHUB_USAGE_URL",
 }
 """The environment variable of each setting that has one; `usage_url` has only that, see `ddphub.usage`."""
@@ -51,6 +57,12 @@ SIGNAL_BUDGET: Final = 20.0
 """Seconds between SIGTERM and the end; torchrun kills after 30."""
 
 WARNING_SIGNALS: Final = ("USR1", "USR2", "HUP", "INT")
+
+SYSTEM_INTERVAL: Final = 15.0
+"""Seconds between two looks at process, machine and GPU."""
+
+SHORTEST_SYSTEM_INTERVAL: Final = 0.5
+"""Seconds: a look every step would be training that pays."""
 
 LONGEST: Final = 30 * 24 * 3600
 """Seconds, the most that a setting may ask for: a month."""
@@ -108,6 +120,10 @@ class Settings:
         staging_budget: bytes of checkpoints that may wait on disk.
         signals: numbers of the signals that tell the run to leave: SIGTERM, and a warning signal.
         signal_budget: seconds between SIGTERM and the end.
+        console: whose printed lines are reported: `rank0`, `all` or `off`.
+        system_interval: seconds between two looks at process, machine and GPU; 0 for none.
+        secrets: every API key that this process could read of settings, environment and credentials file: no reported
+            line may hold one.
     """
 
     project: str
@@ -126,6 +142,9 @@ class Settings:
     staging_budget: int = STAGING_BUDGET
     signals: tuple[int, ...] = (signal.SIGTERM,)
     signal_budget: float = SIGNAL_BUDGET
+    console: ConsoleRanks = "rank0"
+    system_interval: float = SYSTEM_INTERVAL
+    secrets: frozenset[str] = field(default=frozenset(), repr=False)
 
     @classmethod
     def resolve(cls, given: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> "Settings":
@@ -159,12 +178,7 @@ class Settings:
         if hub is not None:
             hub = str(HubAddress.parse(hub, source, environ))
         mode, source = lookup.get("mode", "online" if hub else "offline", "default")
-        _check(
-            "mode",
-            mode,
-            source,
-            None if isinstance(mode, str) and mode in MODES else f"expected one of {', '.join(MODES)}",
-        )
+        _check_one_of("mode", mode, source, MODES)
         if mode == "online" and hub is None:
             raise SettingsError(
                 "hub",
@@ -173,13 +187,16 @@ class Settings:
                 "mode 'online' needs a hub: pass hub=, set DDPHUB_URL or run `ddphub login`",
             )
         api_key, source = _key(given, environ, credentials, hub, model)
-        _check_key(api_key, source)
+        check_key(api_key, source)
         directory, source = lookup.get("dir", DEFAULT_DIR, "default")
         root = _check_dir(directory, source) if mode != "disabled" else Path(DEFAULT_DIR)
         budget, source = lookup.get("staging_budget", STAGING_BUDGET, "default")
         finish_timeout, _ = lookup.get("finish_timeout", 600.0)
         warning_signal, warning_source = lookup.get("warning_signal")
         signal_budget, budget_source = lookup.get("signal_budget", SIGNAL_BUDGET)
+        console, console_source = lookup.get("console", "rank0")
+        _check_one_of("console", console, console_source, CONSOLE_RANKS)
+        interval, interval_source = lookup.get("system_interval", SYSTEM_INTERVAL)
         return cls(
             project=project,
             name=name,
@@ -197,12 +214,16 @@ class Settings:
             staging_budget=_whole("staging_budget", budget, source) or 0,
             signals=(signal.SIGTERM, *_warning_signal(warning_signal, warning_source)),
             signal_budget=_seconds_of_text("signal_budget", signal_budget, budget_source),
+            console=console,
+            system_interval=_system_interval(interval, interval_source),
+            secrets=_secrets(api_key, environ, credentials, model),
         )
 
 
 SETTINGS: Final = (
     *("project", "name", "run_id", "hub", "model", "dir", "mode", "config", "rate_limits"),
-    *("rank", "world_size", "finish_timeout", "staging_budget", "warning_signal", "signal_budget", "api_key"),
+    *("rank", "world_size", "finish_timeout", "staging_budget", "warning_signal", "signal_budget", "console"),
+    *("system_interval", "api_key"),
 )
 """The keyword arguments of `init`."""
 
@@ -298,6 +319,15 @@ def _key(
     return (credentials.key_for(hub) if hub else None), "the credentials file"
 
 
+def _secrets(
+    api_key: str | None, environ: Mapping[str, str], credentials: Credentials, model: ModelAddress | None
+) -> frozenset[str]:
+    """Every key in reach, also those that this run does not use: a script may print them all the same."""
+    variables = (VARIABLES["api_key"], *SERVICE_KEYS.values())
+    found = {api_key, model.api_key if model else None, *map(environ.get, variables), *credentials.keys.values()}
+    return frozenset(filter(None, found))
+
+
 def service_variable(hub: str | None) -> str | None:
     """The variable that holds the key of a hub's service, if it has one."""
     return SERVICE_KEYS.get((hub or "").partition("+")[0])
@@ -320,8 +350,17 @@ def _check(setting: str, value: object, source: str, wrong: str | None) -> None:
         raise SettingsError(setting, value, source, wrong)
 
 
-def _check_key(api_key: object, source: str) -> None:
-    """A key that HTTP cannot carry would fail at every request; the value itself is not repeated."""
+def _check_one_of(setting: str, value: object, source: str, known: tuple[str, ...]) -> None:
+    is_known = isinstance(value, str) and value in known
+    _check(setting, value, source, None if is_known else f"expected one of {', '.join(known)}")
+
+
+def check_key(api_key: object, source: str) -> None:
+    """A key that HTTP cannot carry would fail at every request; the value itself is not repeated.
+
+    Raises:
+        SettingsError: it is such a key.
+    """
     if api_key is None:
         return
     if (
@@ -361,6 +400,14 @@ def _seconds_of_text(setting: str, value: object, source: str) -> float:
         except ValueError:
             raise SettingsError(setting, value, source, f"expected seconds, 0 to {LONGEST}") from None
     return _seconds(setting, value, source)
+
+
+def _system_interval(value: object, source: str) -> float:
+    seconds = _seconds_of_text("system_interval", value, source)
+    if 0 < seconds < SHORTEST_SYSTEM_INTERVAL:
+        expected = f"expected seconds, {SHORTEST_SYSTEM_INTERVAL} or more, or 0 for none"
+        raise SettingsError("system_interval", value, source, expected)
+    return seconds
 
 
 def _warning_signal(value: object, source: str) -> tuple[int, ...]:

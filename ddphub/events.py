@@ -14,8 +14,14 @@ The event at index i has seq `first + i`. Delivery expands a batch to the record
 | metrics | step: int, epoch: int or null, values: {name: number, bool, or "NaN", "Infinity", "-Infinity"} |
 | log | level: "info" or "warning", message: str |
 | attempt | state: one of ATTEMPT_STATES; world_size: int; host: str; reason: str or null; slurm; said_by |
-| rank | of_rank: int; state: "joined", "lost", "back", "left"; host: str; pid: int; local_rank: int; node: int |
+| rank | of_rank: int; state: "joined", "lost", "back", "left"; host: str; pid, local_rank, node: int; reason |
 | checkpoint | state: "staged", "superseded", "refused"; entry_id: str or null; name: str; reason: str or null |
+| console | stream: "stdout" or "stderr"; lines: [str]; left_out: int, lines missing right before these |
+
+Metrics whose names begin with `system/` are what a rank measures of its process, machine and GPU; their step is the
+newest one that the rank has logged, their epoch null. A console's lines are what the script has printed since the
+event before, in order: at most MAX_CONSOLE_LINES of MAX_CONSOLE_LINE characters, without line ends, colours and other
+control characters but tabs. A line that holds an API key is replaced by a fixed text.
 
 `slurm` is there when an attempt starts in a SLURM job. It is an object: texts cluster, job_id, array_job_id,
 array_task_id, step, partition, job_name and nodes (a list expression, as node[1-4]), integers node_count and
@@ -33,14 +39,27 @@ Event = dict[str, Any]
 Scalar = float | int | bool | str
 """A metric's value on the wire; a str is one of the three names of a non-finite number."""
 
-ENDED: Final = ("finished", "failed", "preempted", "requeued", "timed_out", "cancelled", "node_failed")
+ENDED: Final = ("finished", "stopped", "failed", "preempted", "requeued", "timed_out", "cancelled", "node_failed")
 """How an attempt ends. `preempted` is also said where a signal told it to leave and nobody said why."""
+
+OF_ITSELF: Final = ("finished", "stopped")
+"""Ends to which the program came by itself, all done or because the hub asked it to stop: nobody starts it again."""
+
+GONE: Final = "its process is gone"
+"""The reason of a lost rank whose process rank 0 has looked for."""
 
 ATTEMPT_STATES: Final = ("started", *ENDED)
 
 MAX_SLURM_TEXT: Final = 256
 MAX_SLURM_NODES: Final = 4096
 """Characters of an attempt's SLURM texts, and of its node list."""
+
+MAX_CONSOLE_LINES: Final = 200
+MAX_CONSOLE_LINE: Final = 2000
+"""Lines in one console event, and characters in one of them."""
+
+SYSTEM: Final = "system/"
+"""Before the names of metrics that a rank measures by itself."""
 
 MAX_EVENT_BYTES: Final = 64 * 1024
 """Bytes of one event as JSON, without its key: larger ones are dropped by the rank that made them and counted."""

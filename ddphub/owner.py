@@ -18,10 +18,10 @@ from ddphub.distributed.collector import Collector
 from ddphub.distributed.outbox import Outbox
 from ddphub.distributed.relay import Keys
 from ddphub.distributed.rendezvous import Rendezvous
-from ddphub.distributed.slurm import Departure, SlurmJob
+from ddphub.distributed.slurm import Departure, Ending, SlurmJob
 from ddphub.distributed.topology import Topology
 from ddphub.errors import JournalError, SettingsError
-from ddphub.events import Event
+from ddphub.events import OF_ITSELF, Event
 from ddphub.session.folder import RunFolder, RunInfo
 from ddphub.session.lines import LineWriter
 from ddphub.session.lock import SessionLock
@@ -38,6 +38,12 @@ RUN_LOCK_WAIT: Final = 2.0
 
 STORE_WAIT: Final = 10.0
 """Seconds that rank 0 waits for the launcher's store to say whether the run is being restarted."""
+
+LAUNCHER_PACE: Final = 5.0
+"""Seconds after a worker's end in which its launcher tells the others to leave; torchrun looks ten times a second."""
+
+LONGEST_COLLECTIVE: Final = 900.0
+"""Seconds after a rank's end in which another one's collective fails of it; NCCL's time-out is 600 s."""
 
 HUB_WAIT: Final = 2.0
 """Seconds that `init` waits on rank 0 so that `run.url` can be printed; training starts without it after that."""
@@ -64,6 +70,7 @@ class Owner:
         self.attempt_id = names.new_hex_id()
         self._slurm = SlurmJob.detect()
         self._departure: Departure | None = None
+        self._told_at = 0.0
         try:
             run_id = settings.run_id or decide_run_id(settings, self._slurm, rendezvous, keys, ordinal)
             self.folder = RunFolder(settings.root / run_id)
@@ -121,6 +128,7 @@ class Owner:
     def ask_why(self, signal_name: str) -> None:
         """A signal tells the run to leave: asks SLURM why, so that the attempt ends with the state that SLURM gives."""
         self._departure = Departure(signal_name, self._slurm)
+        self._told_at = time.monotonic()
 
     def hurry(self, deadline: float) -> None:
         """Ends a `finish` that is under way at `deadline` (time.monotonic), if that is earlier."""
@@ -156,10 +164,10 @@ class Owner:
 
     def _ending(self, state: str, failure: str | None, deadline: float) -> dict[str, str | None]:
         """How the attempt ends: what SLURM says, else a rank's failure, else what rank 0 says."""
-        said = self._departure.ending(deadline) if self._departure and state != "finished" else None
+        said = self._departure.ending(deadline) if self._departure and state not in OF_ITSELF else None
         if said and state != "failed":
             state, failure = said.state, said.reason
-        if cause := self.collector.failure() if self.collector else None:
+        if cause := self._cause(state, said):
             # Often the cause of what rank 0 saw ("connection closed by peer", torchrun's SIGTERM): it comes first.
             state, failure = "failed", f"{cause}\n\nrank 0: {failure}" if failure else cause
         if said is None or said.said_by is None:
@@ -168,6 +176,19 @@ class Owner:
             # Ranks that are told to leave, or whose peers have left, often fail of that.
             failure = f"{said.reason}\n\n{failure}"
         return {"state": said.state, "reason": failure, "said_by": said.said_by}
+
+    def _cause(self, state: str, said: Ending | None) -> str | None:
+        """What another rank says, or shows, that ended the run.
+
+        A launcher whose worker was killed tells the others to leave, and nobody else says why; or their collective
+        breaks first. Ranks that a scheduler tells to leave say goodbye.
+        """
+        if self.collector is None:
+            return None
+        if state == "failed":
+            return self.collector.cause(time.monotonic() - LONGEST_COLLECTIVE)
+        is_unexplained = state == "preempted" and (said is None or said.said_by is None)
+        return self.collector.cause(self._told_at - LAUNCHER_PACE if is_unexplained else float("inf"))
 
     def _remarks(self, dropped_values: int) -> list[str]:
         """What the run directory does not know."""

@@ -39,6 +39,7 @@ from ddphub.hubs import wire
 from ddphub.hubs.client import HubClient
 from ddphub.latest import await_latest, find_latest, tell_ranks
 from ddphub.metrics import INT_LIMIT, MetricReader
+from ddphub.observer import Observer
 from ddphub.owner import Owner, about
 from ddphub.session.folder import UNANSWERED, RunFolder, RunInfo
 from ddphub.session.spool import StraySpool
@@ -69,6 +70,9 @@ SIGNAL_GOODBYE_WAIT: Final = 3.0
 REASON_LENGTH: Final = 4000
 """Characters of a traceback that are kept: its end."""
 
+STOPPED: Final = "the hub asked it to stop"
+"""Why a run was stopped."""
+
 _ordinals = itertools.count()
 
 
@@ -89,6 +93,8 @@ def init(
     staging_budget: int | None = None,
     warning_signal: str | None = None,
     signal_budget: float | None = None,
+    console: str | None = None,
+    system_interval: float | None = None,
     api_key: str | None = None,
     **unknown: object,
 ) -> "Run":
@@ -111,6 +117,10 @@ def init(
         warning_signal: a signal beside SIGTERM that announces the end, `USR1` for SLURM's `--signal=USR1@60`;
             DDPHUB_WARNING_SIGNAL.
         signal_budget: seconds between SIGTERM and the end; DDPHUB_SIGNAL_BUDGET, 20. SLURM's KillWait must be longer.
+        console: whose printed lines the hub shows: `rank0`, `all` or `off`; DDPHUB_CONSOLE. What C libraries write is
+            not seen, and a line that holds an API key is withheld; see `ddphub.console`.
+        system_interval: seconds between two looks at process, machine and GPU; DDPHUB_SYSTEM_INTERVAL, 15, 0 for none.
+            They need the extra `system`.
         api_key: the hub's key; better in DDPHUB_API_KEY or `ddphub login`.
         unknown: refused by name.
 
@@ -147,12 +157,14 @@ class Run:
         self._settings = settings
         self._enabled = settings.mode != "disabled"
         self._calls = 0
+        self._newest_step = 0
         self._reader = MetricReader()
         self._failure: str | None = None
         self._finishing = threading.Lock()
         self._finished = False
         self._signal: int | None = None
         self._asks = False
+        self._knows_stop = False
         self._latest_calls = itertools.count()
         self._has_waited = False
         self._owner: Owner | None = None
@@ -172,6 +184,7 @@ class Run:
                 topology=topology, rendezvous=rendezvous, keys=keys, spool=self._stray, about=about(topology)
             )
             self._outbox = Outbox(self._courier)
+        self._observer = Observer(settings, topology, self._outbox.put, lambda: self._newest_step)
         if self._owner is not None:
             self._owner.announce()
 
@@ -220,6 +233,7 @@ class Run:
             self._calls += 1
             if not kept:
                 return
+            self._newest_step = step
             self._outbox.put({"time": time.time(), "kind": "metrics", "step": step, "epoch": epoch, "values": kept})
         except Exception as error:  # noqa: BLE001  # the promise: no exception reaches the training loop
             self._reader.drop("log", f"could not be recorded: {error}")
@@ -367,10 +381,12 @@ class Run:
             return False
         self._asks = True
         try:
-            return agree(self.stop_requested, self.topology.world_size)
+            answer = agree(self._signal is not None or self._is_asked_to_stop, self.topology.world_size)
         except Exception as error:  # noqa: BLE001  # a peer died: the loop's next collective says so better
             logger.warning("should_stop() could not ask rank 0: %s", error)
             return False
+        self._knows_stop = self._knows_stop or (answer and self._is_asked_to_stop)
+        return answer
 
     @property
     def stop_requested(self) -> bool:
@@ -378,7 +394,12 @@ class Run:
 
         For loops that tell the other ranks by themselves; `should_stop` does both.
         """
-        return self._signal is not None or (self._owner is not None and self._owner.session.stop_requested)
+        self._knows_stop = self._knows_stop or self._is_asked_to_stop
+        return self._signal is not None or self._is_asked_to_stop
+
+    @property
+    def _is_asked_to_stop(self) -> bool:
+        return self._owner is not None and self._owner.session.stop_requested
 
     def start_clocks(self) -> None:
         """Starts the rate limit of checkpoints: the first of each kind waits for it, too. Rank 0; elsewhere nothing."""
@@ -419,7 +440,11 @@ class Run:
                 state = "failed"
             elif self._signal is not None:
                 state, reason = "preempted", _name(self._signal)
+            elif self._knows_stop:
+                # A loop that never asked has come to its own end.
+                state, reason = "stopped", STOPPED
             try:
+                self._observer.stop()
                 self._outbox.flush(min(budget, OTHER_RANK_BUDGET))  # before anything waits for others
                 if self._owner is not None:
                     self._owner.finish(state, reason, deadline, goodbye_wait, self._reader.dropped)
@@ -475,10 +500,10 @@ class Run:
         logger.warning("ddphub: rank %d got %s: flushing, %s", self.topology.rank, _name(number), what_next)
         if not (ends or self._finishing.locked()) or is_warning:
             # The script's own handler, or its loop, decides what is next: it may go on for long, or end any moment.
-            self._outbox.flush(budget)
+            self._flush(budget)
             return is_warning
         if has_time:
-            self._outbox.flush(budget)
+            self._flush(budget)
             until = time.monotonic() + LOOP_SHARE * budget
             while not self._finished and time.monotonic() < until:
                 time.sleep(0.05)
@@ -490,6 +515,10 @@ class Run:
             # It has left its loop, and may leave the process in its own way.
             time.sleep(max(0.0, deadline - time.monotonic()))
         return False
+
+    def _flush(self, budget: float) -> None:
+        self._observer.flush()
+        self._outbox.flush(budget)
 
     def _note_signal(self, number: int | None) -> None:
         if number is None or number == self._signal:
@@ -505,6 +534,7 @@ class Run:
     def on_fork(self) -> None:
         """See `process`: in the child this copy is silent; its threads are the parent's."""
         self._enabled = False
+        self._observer.forget()
         self._outbox.disable()
 
     # Checkpoints.

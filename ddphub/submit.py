@@ -34,6 +34,7 @@ SBATCH_TIMEOUT: Final = 120.0
 
 _PASSED_ON: Final = (
     *(VARIABLES[setting] for setting in ("mode", "staging_budget", "warning_signal", "signal_budget")),
+    *(VARIABLES[setting] for setting in ("console", "system_interval")),
     "XDG_CONFIG_HOME",  # where the credentials file is
 )
 """What the file gets from the environment, for sites whose sbatch passes none of it on."""

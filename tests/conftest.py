@@ -5,18 +5,20 @@ import socket
 
 import pytest
 from hub_process import KEY, HubProcess
-from jobs import HubView, Job
+from jobs import QUIET, HubView, Job
 
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch, tmp_path):
-    """Neither the developer's hub nor a launcher's ranks reach a test."""
+    """Neither the developer's hub nor a launcher's ranks reach a test, and runs report what is asked of them only."""
     for name in list(os.environ):
         if name.startswith(("DDPHUB_", "_DDPHUB_", "SLURM_", "TORCHELASTIC_")):
             monkeypatch.delenv(name)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    for name, value in QUIET.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture

@@ -16,6 +16,9 @@ from hub_process import HubProcess
 PROGRAMS = Path(__file__).parent / "programs"
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
 
+QUIET = {"DDPHUB_CONSOLE": "off", "DDPHUB_SYSTEM_INTERVAL": "0"}
+"""A run reports what its script does and nothing else: for tests that count events."""
+
 
 def wait_until(condition, timeout=60.0, what="the condition"):
     """Polls until `condition()` is true and returns its value; fails after `timeout` seconds."""
@@ -63,7 +66,7 @@ class Job:
                 command,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**inherited, **variables, **(environment or {})},
+                env={**QUIET, **inherited, **variables, **(environment or {})},
                 start_new_session=True,
             )
 

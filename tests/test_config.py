@@ -602,3 +602,42 @@ def test_the_signal_budget_is_seconds(resolve, wrong):
     for text in ("soon", "-1", "nan", "inf"):
         error = wrong(DDPHUB_SIGNAL_BUDGET=text)
         assert (error.field, error.source) == ("signal_budget", "DDPHUB_SIGNAL_BUDGET")
+
+
+# What ranks report beside what their scripts log.
+
+
+def test_console_and_system_interval(resolve):
+    assert (resolve().console, resolve().system_interval) == ("rank0", 15.0)
+    assert resolve(DDPHUB_CONSOLE="all", DDPHUB_SYSTEM_INTERVAL="60").console == "all"
+    assert resolve(DDPHUB_CONSOLE="all", DDPHUB_SYSTEM_INTERVAL="60").system_interval == 60.0
+    assert resolve(console="off", system_interval=0, DDPHUB_CONSOLE="all").console == "off"
+    assert resolve(system_interval=0, DDPHUB_SYSTEM_INTERVAL="60").system_interval == 0.0
+
+
+@pytest.mark.parametrize("value", ["Rank0", "rank1", "1", 0, True, ["all"]])
+def test_a_wrong_console_is_named(wrong, value):
+    error = wrong(console=value)
+    assert (error.field, error.value, error.source) == ("console", value, "argument")
+    assert "rank0, all, off" in str(error)
+    assert wrong(DDPHUB_CONSOLE="yes").source == "DDPHUB_CONSOLE"
+
+
+@pytest.mark.parametrize("value", [-1, 0.1, "0.49", "often", "nan", True, 1e9])
+def test_a_wrong_system_interval_is_named(wrong, value):
+    error = wrong(system_interval=value)
+    assert (error.field, error.source) == ("system_interval", "argument")
+    assert "seconds" in str(error)
+    assert wrong(DDPHUB_SYSTEM_INTERVAL="often").source == "DDPHUB_SYSTEM_INTERVAL"
+
+
+def test_every_key_in_reach_is_a_secret(resolve, environ):
+    """Those of other hubs and services, too: a script may print them all the same."""
+    write_credentials(environ, {"default": "https://a", "keys": {"https://a": "key-of-a", "https://b": "key-of-b"}})
+    key = "k" * 42
+    variables = {"DDPHUB_API_KEY": "variable-key"}
+    settings = resolve(api_key="argument-key", model=f"{key}_{'m' * 20}", **variables)
+    assert settings.secrets == {"argument-key", key, "variable-key", "key-of-a", "key-of-b"}
+    environ["ULTRALYTICS_API_KEY"] = "platform-key"
+    assert "platform-key" in resolve().secrets
+    assert not [secret for secret in settings.secrets if secret in repr(settings)]

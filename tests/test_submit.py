@@ -118,6 +118,8 @@ def test_the_job_finds_the_run_and_the_hub_and_no_key_is_in_the_file(folder):
         "DDPHUB_API_KEY": key,
         "DDPHUB_DIR": "my runs",
         "DDPHUB_SIGNAL_BUDGET": "7",
+        "DDPHUB_CONSOLE": "all",
+        "DDPHUB_SYSTEM_INTERVAL": "60",
         "DDPHUB_USAGE_URL": f"http://usage.example.org/?api_secret={key}",
         "ULTRALYTICS_API_KEY": key,
         "XDG_CONFIG_HOME": str(folder / "config"),
@@ -127,6 +129,7 @@ def test_the_job_finds_the_run_and_the_hub_and_no_key_is_in_the_file(folder):
     assert value(script, "DDPHUB_URL") == "http://hub.example.org:8765"
     assert value(script, "DDPHUB_DIR") == str(folder / "my runs")
     assert value(script, "DDPHUB_SIGNAL_BUDGET") == "7"
+    assert (value(script, "DDPHUB_CONSOLE"), value(script, "DDPHUB_SYSTEM_INTERVAL")) == ("all", "60")
     assert value(script, "XDG_CONFIG_HOME") == str(folder / "config")
     assert value(script, "DDPHUB_RUN_ID") != value(made(said), "DDPHUB_RUN_ID")
     assert value(made({**said, "DDPHUB_RUN_ID": "old-7"}), "DDPHUB_RUN_ID") == "old-7"

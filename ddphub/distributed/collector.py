@@ -17,7 +17,7 @@ from ddphub import names
 from ddphub.distributed import relay
 from ddphub.distributed.courier import CONNECT_PAUSES
 from ddphub.distributed.rendezvous import Rendezvous, Store
-from ddphub.events import Event, to_json
+from ddphub.events import GONE, Event, to_json
 from ddphub.seqs import SeqSet
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,9 @@ DRAIN_SECONDS: Final = 1.0
 HELLO_GRACE: Final = 5.0
 """Seconds after the start in which `finish` still waits for ranks that have not said hello."""
 
+
+TOGETHER: Final = 1.0
+"""Seconds in which two ends count as one, so that their order says nothing."""
 
 PROCESS_STRIDE: Final = 2**40
 """Numbers that one process of a rank may use in an attempt."""
@@ -71,6 +74,16 @@ class Peer:
     """The number of its first event: a process that takes a dead one's rank must not use its numbers again."""
     is_local: bool = False
     """Whether its pid means something here: the same host and the same PID namespace."""
+    reason: str | None = None
+    """Why it is in its state, where that is known."""
+    gone_at: float = 0.0
+    left_at: float = 0.0
+    """When its process was found gone, and when its goodbye came, by time.monotonic."""
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether its process has ended, as far as this host can see."""
+        return self.is_local and _is_gone(self.about["pid"])
 
 
 class Collector:
@@ -116,6 +129,7 @@ class Collector:
         self._acked: dict[str, str] = {}
         self._dead_queues: list[str] = []
         self._started = time.monotonic()
+        self._has_heard_out = False
         self._closing = threading.Event()
         self._deadline = float("inf")
         self._thread = threading.Thread(target=self._main, name="ddphub-collector", daemon=True)
@@ -131,9 +145,26 @@ class Collector:
         """Ranks without a goodbye: lost, still running, or never seen."""
         return [rank for rank in range(1, self._world_size) if not self._has_left(rank)]
 
-    def failure(self) -> str | None:
-        """The first failure that another rank reported with its goodbye."""
-        return next((f"rank {peer.rank}: {peer.failure}" for peer in self.peers.values() if peer.failure), None)
+    def cause(self, killed_since: float) -> str | None:
+        """What another rank says, or shows, that ended the run. After `close`, which waits for goodbyes.
+
+        Args:
+            killed_since: processes that were gone earlier (time.monotonic) are not to blame.
+        """
+        failed = [peer for peer in self.peers.values() if peer.failure]
+        killed = [peer for peer in self.peers.values() if peer.reason == GONE and peer.gone_at >= killed_since]
+        first = min(failed, key=lambda peer: peer.left_at, default=None)
+        said = f"rank {first.rank}: {first.failure}" if first else None
+        if not killed or not self._has_heard_out:
+            return said
+        dead = min(killed, key=lambda peer: peer.gone_at)
+        more = f" (and {len(killed) - 1} more)" if len(killed) > 1 else ""
+        seen = f"rank {dead.rank}: {GONE} without a word{more}: killed, perhaps for its memory, or crashed"
+        if first is None:
+            return seen
+        # A collective that broke for a dead rank is told at once; a rank that died of another's failure, later.
+        parts = [seen, said] if dead.gone_at < first.left_at + TOGETHER else [said, seen]
+        return "\n\n".join(filter(None, parts))
 
     def _has_left(self, rank: int) -> bool:
         return rank in self.peers and self.peers[rank].state == "left"
@@ -193,6 +224,7 @@ class Collector:
                 self._acknowledge(store, closed=over)
             self._watch()
             if over:
+                self._has_heard_out = True
                 return
             self._pause(INTERVAL)
 
@@ -284,7 +316,8 @@ class Collector:
             peer.reported, peer.dropped = message["reported"], message["dropped"]
         peer.failure = str(message["failure"])[:4000] if message.get("failure") else None
         peer.left_in = str(message["left_in"]) if message.get("left_in") else None
-        self._say(peer, "left")
+        peer.left_at = time.monotonic()
+        self._say(peer, "left", peer.failure)
 
     def _flush_spool(self) -> bool:
         try:
@@ -310,14 +343,17 @@ class Collector:
     def _watch(self) -> None:
         now = time.monotonic()
         for peer in self.peers.values():
-            if peer.state not in {"joined", "back"}:
+            if peer.state == "left" or (peer.state == "lost" and peer.reason == GONE):
                 continue
-            if now - peer.heard > relay.LOST or (peer.is_local and _is_gone(peer.about["pid"])):
-                self._say(peer, "lost")
+            if peer.is_gone:
+                peer.gone_at = now
+                self._say(peer, "lost", GONE)
+            elif peer.state != "lost" and now - peer.heard > relay.LOST:
+                self._say(peer, "lost", f"not heard of for {relay.LOST:g} s")
 
-    def _say(self, peer: Peer, state: str) -> None:
-        peer.state = state
-        self._report({"kind": "rank", "of_rank": peer.rank, "state": state, "reason": peer.failure, **peer.about})
+    def _say(self, peer: Peer, state: str, reason: str | None = None) -> None:
+        peer.state, peer.reason = state, reason
+        self._report({"kind": "rank", "of_rank": peer.rank, "state": state, "reason": reason, **peer.about})
 
 
 def _is_gone(pid: object) -> bool:

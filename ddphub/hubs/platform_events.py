@@ -5,7 +5,7 @@
 | the start of an attempt other than the announced one | training_started |
 | metrics of rank 0 that have an epoch | epoch_end, when the epoch is complete |
 | log | console_output |
-| the end of an attempt | training_complete when it has finished, else training_failed |
+| the end of an attempt | training_complete when it has finished or was stopped, else training_failed |
 
 An epoch is complete when an event brings a result of its validation (`metrics/...`, `val/...` or `fitness`), when
 metrics of a later epoch come, or when an attempt starts or ends. Values that come for it afterwards make it complete
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Final
 
-from ddphub.events import ENDED, Event
+from ddphub.events import ENDED, OF_ITSELF, Event
 from ddphub.hubs.client import Registration
 from ddphub.hubs.epochs import FINAL, Epochs, Number, Told, belongs_to_epoch
 
@@ -130,7 +130,7 @@ class PlatformEvents:
             if self._announced not in {None, event["attempt_id"]}:
                 yield Webhook("training_started", training_started(self._registration))
             self._announced = event["attempt_id"]
-        elif state == "finished":
+        elif state in OF_ITSELF:
             yield Webhook("training_complete", self._training_complete())
         elif state in ENDED:
             reason = str(event.get("reason") or state)[-MAX_ERROR:]

@@ -14,7 +14,7 @@ from typing import Any, Final
 from ddphub.checkpoints.disk import NO_ROOM
 from ddphub.checkpoints.staging import Digest, Entry, StagingArea
 from ddphub.errors import HubRejected, HubUnavailable, StagingError
-from ddphub.events import Event, expand
+from ddphub.events import OF_ITSELF, Event, expand
 from ddphub.hubs import wire
 from ddphub.hubs.client import HubClient, Receipt, Registration
 from ddphub.session.folder import RunFolder, RunInfo
@@ -251,7 +251,7 @@ class Delivery:
         if self._client.ends_last:
             waiting = {entry.slot.attempt_id for entry in self._waiting()}
             for index, event in enumerate(events):
-                is_end = event.get("kind") == "attempt" and event.get("state") == "finished"
+                is_end = event.get("kind") == "attempt" and event.get("state") in OF_ITSELF
                 if is_end and event["attempt_id"] in waiting:
                     return index
         return len(events)

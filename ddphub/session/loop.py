@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 FIRST_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 60.0
-"""Seconds between two tries after the first failure, and at most."""
+"""Seconds between two tries after the first failure, and at most where no shorter pause is asked for."""
 
 REFUSED_PAUSE: Final = 120.0
 """Seconds until a hub that refused (wrong key, model gone) is asked again: someone may have mended it."""
@@ -34,15 +34,20 @@ disk that refuses."""
 
 
 class Backoff:
-    """Pauses that double from FIRST_PAUSE to LONGEST_PAUSE, each shortened at random by up to half."""
+    """Pauses that double from FIRST_PAUSE to the longest, each shortened at random by up to half.
 
-    def __init__(self) -> None:
+    Args:
+        longest: seconds, asked each time.
+    """
+
+    def __init__(self, longest: Callable[[], float] = lambda: LONGEST_PAUSE) -> None:
+        self._longest = longest
         self.failures = 0
 
     def next(self, retry_after: float | None = None) -> float:
         """Seconds to wait after one more failure."""
         self.failures += 1
-        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(self.failures - 1, 10))
+        pause = min(self._longest(), FIRST_PAUSE * 2.0 ** min(self.failures - 1, 10))
         pause *= 1.0 - random.random() / 2  # noqa: S311  # jitter, so that a thousand runs do not come back at once
         if retry_after is not None:
             pause = max(pause, min(retry_after, LONGEST_RETRY_AFTER))
@@ -63,6 +68,7 @@ class Loop:
         pace: seconds between two steps that succeeded, asked each time.
         reached: whether the hub has ever answered; by default whether a step has ever succeeded, which says nothing
             where a step may succeed without asking the hub.
+        longest_pause: seconds at most between two tries after failures, asked each time; not of a finishing loop.
     """
 
     def __init__(
@@ -71,6 +77,7 @@ class Loop:
         step: Callable[[bool], bool],
         pace: Callable[[], float],
         reached: Callable[[], bool] | None = None,
+        longest_pause: Callable[[], float] = lambda: LONGEST_PAUSE,
     ) -> None:
         self._name = name
         self._step = step
@@ -81,7 +88,8 @@ class Loop:
         self._finishing = False
         self._aborted = False
         self._deadline = float("inf")
-        self._backoff = Backoff()
+        # A finishing loop counts its tries: short pauses would leave a hub less time to come back.
+        self._backoff = Backoff(lambda: LONGEST_PAUSE if self._finishing else longest_pause())
         self._warned: str | None = None
         self._disk_refused = False
         self.last_error: str | None = None

@@ -22,7 +22,7 @@ from ddphub.hubs.client import HubClient
 from ddphub.session import stop
 from ddphub.session.delivery import Delivery
 from ddphub.session.folder import RunFolder, RunInfo
-from ddphub.session.loop import Loop
+from ddphub.session.loop import LONGEST_PAUSE, Loop
 
 logger = logging.getLogger(__name__)
 
@@ -90,14 +90,15 @@ class Session:
             # An offline session never keeps the lock; only a save that finds no room takes it, for a moment.
             self._loops.append(Loop("ddphub-digest", self._seal, lambda: 1.0))
             return
+        reached, longest = self._has_reached, self._longest_pause
         self._loops.append(
-            Loop("ddphub-events", self._send_events, lambda: self._pace(rate_limits.metrics), self._has_reached)
+            Loop("ddphub-events", self._send_events, lambda: self._pace(rate_limits.metrics), reached, longest)
         )
         self._checkpoints = Loop(
-            "ddphub-checkpoints", self._send_checkpoints, lambda: self._pace(1.0), self._has_reached
+            "ddphub-checkpoints", self._send_checkpoints, lambda: self._pace(1.0), reached, longest
         )
         self._loops.append(self._checkpoints)
-        self._heartbeat = Loop("ddphub-heartbeat", self._beat, self._heartbeat_pace)
+        self._heartbeat = Loop("ddphub-heartbeat", self._beat, self._heartbeat_pace, longest_pause=longest)
 
     def start(self) -> None:
         """Starts the loops."""
@@ -214,6 +215,11 @@ class Session:
         asked = self._client.heartbeat_s if self._client else None
         pace = min(self._rate_limits.heartbeat, asked or self._rate_limits.heartbeat)
         return max(SHORTEST_PACE, pace) if self._ready else 1.0
+
+    def _longest_pause(self) -> float:
+        # A hub that asks for frequent heartbeats shows a run as lost until it hears the next one.
+        asked = self._client.heartbeat_s if self._client else None
+        return min(LONGEST_PAUSE, 2 * asked) if asked else LONGEST_PAUSE
 
     @contextlib.contextmanager
     def _holding(self) -> Iterator[bool]:

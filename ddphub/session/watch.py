@@ -18,6 +18,7 @@ from typing import Any, Final
 from ddphub.checkpoints.staging import StagingArea
 from ddphub.config import RateLimits
 from ddphub.errors import DdphubError, JournalError
+from ddphub.events import OF_ITSELF
 from ddphub.hubs.client import HubClient
 from ddphub.session import stop
 from ddphub.session.folder import UNANSWERED, RunFolder, RunInfo
@@ -246,7 +247,7 @@ class _Followed:
 
     def _end(self, *, was_in_use: bool) -> None:
         state, self.job = _last_words(self._folder)
-        self.may_return = state != "finished"
+        self.may_return = state not in OF_ITSELF
         # One that was found ended may have ended long ago.
         self._ended = time.monotonic() - (0.0 if was_in_use else _age(self._folder))
         self._version = None

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from hub_process import HubProcess
+from jobs import QUIET
 
 import ddphub
 from chaos import scenarios
@@ -235,6 +236,7 @@ def main() -> None:
     for name in [name for name in os.environ if name.startswith(("DDPHUB_", "_DDPHUB_", "SLURM_", "TORCHELASTIC_"))]:
         del os.environ[name]
     folder = Path(sys.argv[1])
+    os.environ |= QUIET  # what they report would differ from time to time
     os.environ["XDG_CONFIG_HOME"] = str(folder / "config")
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"
     os.environ["OMP_NUM_THREADS"] = "1"

@@ -23,7 +23,7 @@ NAMES = ["loss", "rank", "val/loss", "metrics/map", "fitness", "final/val/loss"]
 
 values = st.dictionaries(st.sampled_from(NAMES), st.sampled_from([0.0, 0.5, 1.0, "NaN"]), min_size=1, max_size=3)
 logged = st.tuples(st.just("metrics"), st.integers(0, 3), st.integers(0, 1), values)
-others = st.sampled_from([("log",), ("rank",), ("start",)])
+others = st.sampled_from([("log",), ("rank",), ("start",), ("console",), ("system",)])
 runs = st.lists(st.one_of(logged, logged, others), max_size=12)
 pieces = st.lists(st.tuples(st.integers(1, 5), st.integers(0, 2), st.booleans()), min_size=12, max_size=12)
 """(events delivered together, answers of 503 before that, whether the process ends then)."""
@@ -43,6 +43,10 @@ def events_of(run):
             made.append(attempts[-1].log("x"))
         elif kind == "rank":
             made.append(attempts[-1].event("rank"))
+        elif kind == "console":
+            made.append(attempts[-1].event("console", stream="stdout", lines=["x"], left_out=0))
+        elif kind == "system":
+            made.append(attempts[-1].metrics(None, {"system/cpu": 1.0}))
         else:
             attempts.append(Attempt())
             made.append(attempts[-1].state("started"))
@@ -83,7 +87,7 @@ def expected(events):
     """Each epoch's values as they are in the end; None is NaN."""
     epochs = {}
     for event in events:
-        if event["kind"] == "metrics" and event["rank"] == 0:
+        if event["kind"] == "metrics" and event["rank"] == 0 and event["epoch"] is not None:
             named = {name: None if value == "NaN" else value for name, value in event["values"].items()}
             epochs.setdefault(event["epoch"], {}).update(named)
     return epochs
@@ -136,7 +140,7 @@ def test_the_platform_has_each_epoch_whole_and_once_if_it_was_logged_in_order(ru
             assert ends[-1] == named
     if not has_finals:
         assert {data["epoch"] for data in sent} == set(wanted)
-        numbers = [event["epoch"] for event in events if event["kind"] == "metrics" and event["rank"] == 0]
+        numbers = [event["epoch"] for event in events if event.get("epoch") is not None and event["rank"] == 0]
         results = ("val/", "metrics/", "fitness")
         is_plain = not any(name.startswith(results) for named in wanted.values() for name in named)
         if is_plain and numbers == sorted(numbers) and len(attempts) == 1:

@@ -73,6 +73,13 @@ def test_pauses_double_up_to_the_longest_and_are_shortened_by_half_at_most():
             assert backoff.failures == failures
 
 
+def test_a_shorter_pause_may_be_asked_for():
+    """By a hub that shows a run as lost until it hears it again; it may learn so only later."""
+    longest = iter([LONGEST_PAUSE, *[4.0] * 20])
+    backoff = Backoff(lambda: next(longest))
+    assert max(backoff.next() for _ in range(20)) <= 4.0
+
+
 def test_pauses_differ():
     """That is what jitter is for."""
     assert len({Backoff().next() for _ in range(20)}) > 10

@@ -132,7 +132,7 @@ def test_a_stop_asked_for_on_the_hub_reaches_a_run_that_cannot_hear_it(watch, be
     second.finish()
     assert "the hub asks it to stop" in ended(watching)
     assert steps(view) == [0, 1, 2, 3]
-    assert [one["state"] for one in view.model()["attempts"]] == ["finished", "finished"]
+    assert [one["state"] for one in view.model()["attempts"]] == ["stopped", "finished"]
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"attempt_id": 1}', "[" * 100_000], ids=repr)
@@ -288,7 +288,7 @@ def test_a_run_that_never_reaches_its_hub_leaves_the_delivery_to_a_watch(watch, 
     run.finish()
     assert steps(view) == [0, 1, 2]
     assert [one["epoch"] for one in view.checkpoints()] == [0, 1, 2]
-    assert view.model()["state"] == "finished"
+    assert view.model()["state"] == "stopped"
     proxy.close()
 
 

@@ -104,7 +104,7 @@ def test_a_job_that_believes_itself_online(cut):
     job.stop()
     assert watch.wait(60) == 0
     job.check_all_is_there_once()
-    assert job.view.model()["state"] == "finished"
+    assert job.view.model()["state"] == "stopped"
 
 
 @LONG
@@ -129,4 +129,4 @@ def test_an_offline_job_that_is_requeued(cut):
     job.check_all_is_there_once()
     assert len(job.view.models()) == 1
     first, second = job.view.model()["attempts"]
-    assert (first["state"] != "finished", second["state"]) == (True, "finished")
+    assert (first["state"] != "stopped", second["state"]) == (True, "stopped")

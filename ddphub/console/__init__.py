@@ -1,0 +1,1 @@
+"""What the script prints, for the hub to show: taken off the streams, made lines, freed of keys, bounded."""
