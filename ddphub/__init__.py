@@ -21,14 +21,16 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from ddphub.distributed.topology import Topology
     from ddphub.errors import DdphubError, SettingsError
+    from ddphub.reading.hub import Hub
     from ddphub.run import Run, init
 
 __version__ = "0.1.0"
 
-__all__ = ["DdphubError", "Run", "SettingsError", "Topology", "__version__", "init"]
+__all__ = ["DdphubError", "Hub", "Run", "SettingsError", "Topology", "__version__", "init"]
 
 _HOMES: Final = {
     "DdphubError": "ddphub.errors",
+    "Hub": "ddphub.reading.hub",
     "Run": "ddphub.run",
     "SettingsError": "ddphub.errors",
     "Topology": "ddphub.distributed.topology",

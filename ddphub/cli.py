@@ -14,10 +14,12 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from ddphub import models_cli
 from ddphub.address import HubAddress, check_url
-from ddphub.config import DEFAULT_DIR, Credentials, service_variable
+from ddphub.config import DEFAULT_DIR, Credentials
 from ddphub.errors import DdphubError, HubError, JournalError, SettingsError
 from ddphub.hubs.client import HubClient
+from ddphub.keys import hub_and_key
 from ddphub.session.folder import KEEP_DAYS, RunFolder
 
 app = typer.Typer(
@@ -26,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Reports distributed PyTorch jobs to a model hub: one run, every rank, each checkpoint exactly once.",
 )
+app.add_typer(models_cli.app, name="models")
 
 Directories = Annotated[
     list[Path] | None,
@@ -263,7 +266,7 @@ def _connect(folder: RunFolder, override: str | None) -> tuple[HubClient, str]:
     from ddphub.hubs.connect import connect  # noqa: PLC0415  # requests, only where it is used
     from ddphub.session.report import hub_of  # noqa: PLC0415
 
-    hub, key = _hub_and_key(hub_of(folder), override)
+    hub, key = hub_and_key(hub_of(folder), override, os.environ, source="the run")
     return connect(hub, key), hub
 
 
@@ -294,34 +297,6 @@ def _sync_one(folder: RunFolder, override: str | None, *, retry: bool, keep_days
     if outcome.error:
         typer.echo(f"  ! {outcome.error}", err=True)
     return outcome.done and after.is_delivered
-
-
-def _hub_and_key(hub_of_run: str | None, override: str | None) -> tuple[str, str | None]:
-    """Which hub, and the key that belongs to it: a key never goes to a hub that a run.json alone names.
-
-    Raises:
-        SettingsError: no hub is known, or the only key at hand is for another one.
-    """
-    credentials = Credentials.load(os.environ)
-    configured = os.environ.get("DDPHUB_URL")
-    configured = str(HubAddress.parse(configured, "DDPHUB_URL", os.environ)) if configured else None
-    hub = override or hub_of_run or configured or credentials.default_hub
-    if hub is None:
-        raise SettingsError("hub", None, "run.json", "the run names no hub: pass --hub or set DDPHUB_URL")
-    hub = str(HubAddress.parse(hub, "run.json", {}))
-    variable = service_variable(hub)
-    if variable and os.environ.get(variable):
-        service = hub.partition("+")[0]
-        if hub in {override, configured, str(HubAddress.parse(service, "the environment", os.environ))}:
-            return hub, os.environ[variable]
-    if hub in {override, configured} or (configured is None and hub == credentials.default_hub):
-        key = os.environ.get("DDPHUB_API_KEY") or credentials.key_for(hub)
-    else:
-        key = credentials.key_for(hub)
-        if key is None and os.environ.get("DDPHUB_API_KEY"):
-            whose = f"DDPHUB_API_KEY is for {configured}" if configured else "DDPHUB_API_KEY names no hub"
-            raise SettingsError("hub", hub, "run.json", f"{whose}: pass --hub {hub} to use the key there")
-    return hub, key
 
 
 @contextlib.contextmanager

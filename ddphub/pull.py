@@ -4,12 +4,12 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ddphub.address import HubAddress, ModelAddress
-from ddphub.config import Settings
+from ddphub.address import ModelAddress
 from ddphub.errors import HubModelGone, SettingsError
 from ddphub.hubs import wire
-from ddphub.hubs.client import RemoteCheckpoint
+from ddphub.hubs.client import HubClient, RemoteCheckpoint
 from ddphub.hubs.connect import connect
+from ddphub.keys import hub_of_model
 from ddphub.latest import download_checkpoint
 
 
@@ -22,8 +22,7 @@ def pull(
         model: its id, or the URL of its page.
         hub: the hub, where `model` is an id; DDPHUB_URL or the one of `ddphub login` by default.
         kinds: which kinds of checkpoint will do.
-        output: the file, or for a checkpoint of several files the folder; one that is there is replaced only if it is
-            named so. By default the checkpoint's name, in the working directory.
+        output: see `save`.
         environ: the environment.
 
     Returns:
@@ -39,26 +38,41 @@ def pull(
         if kind not in wire.KINDS:
             raise SettingsError("kind", kind, "--kind", f"expected one of {', '.join(wire.KINDS)}")
     address = ModelAddress.parse(model, "MODEL", environ)
-    given = {"project": "pull", "model": model, "mode": "disabled"}
-    if hub is not None:
-        given["hub"] = str(HubAddress.parse(hub, "--hub", environ))
-    settings = Settings.resolve(given, environ)
-    if settings.hub is None:
-        raise SettingsError("hub", None, "nothing", "which hub has the model? Pass its URL, --hub, or set DDPHUB_URL")
-    client = connect(settings.hub, settings.api_key)
+    url, key = hub_of_model(address, hub, environ)
+    client = connect(url, key)
     try:
         found = client.newest_checkpoint(address.model_id, kinds)
         if found is None:
-            raise HubModelGone(f"{settings.hub} has no checkpoint of {address.model_id} ({', '.join(kinds)})")
-        target = output or Path(found.name)
-        is_file = len(found.files) == 1
-        if os.path.lexists(target) and (output is None or not is_file or not target.is_file()):
-            raise SettingsError("output", str(target), "-o", "is there already: name another place")
-        target.absolute().parent.mkdir(parents=True, exist_ok=True)
-        if is_file:
-            client.download(found.files[0], target)
-        else:
-            download_checkpoint(client, found, target)
-        return found, target
+            raise HubModelGone(f"{url} has no checkpoint of {address.model_id} ({', '.join(kinds)})")
+        return found, save(client, found, output)
     finally:
         client.close()
+
+
+def save(client: HubClient, checkpoint: RemoteCheckpoint, output: Path | None) -> Path:
+    """Fetches a checkpoint that the hub has; it appears whole, with the size and sha256 that the hub told.
+
+    Args:
+        client: the hub.
+        checkpoint: which.
+        output: the file, or for a checkpoint of several files the folder; one that is there is replaced only if it is
+            a file that is named so. By default the checkpoint's name, in the working directory.
+
+    Returns:
+        Where it is now.
+
+    Raises:
+        SettingsError: something is in the way.
+        HubError: the hub does not give it.
+        OSError: it cannot be written.
+    """
+    target = output or Path(checkpoint.name)
+    is_file = len(checkpoint.files) == 1
+    if os.path.lexists(target) and (output is None or not is_file or not target.is_file()):
+        raise SettingsError("output", str(target), "-o", "is there already: name another place")
+    target.absolute().parent.mkdir(parents=True, exist_ok=True)
+    if is_file:
+        client.download(checkpoint.files[0], target)
+    else:
+        download_checkpoint(client, checkpoint, target)
+    return target

@@ -64,3 +64,9 @@ def test_a_name_that_is_not_there_is_an_attribute_error():
     assert not hasattr(ddphub, "inti")
     with pytest.raises(AttributeError, match="'ddphub' has no attribute 'inti'"):
         _ = ddphub.inti
+
+
+def test_a_hub_is_opened_without_requests():
+    """They are imported when the hub is first asked something."""
+    found = imported("import ddphub; ddphub.Hub('http://127.0.0.1:1', 'key')")
+    assert not found & {"torch", "numpy", "requests", "filelock", "typer", "rich"}

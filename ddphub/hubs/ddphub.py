@@ -52,19 +52,19 @@ class DdphubClient:
 
     def check_key(self) -> None:
         """Asks whether the hub knows the key; raises as every call does."""
-        self._call("POST", "/v1/auth")
+        self.call("POST", "/v1/auth")
 
     def register(self, registration: Registration) -> str:
         """See `HubClient`."""
         self._learn_capabilities()
         if registration.wanted is not None:
-            return text_of(self._call("GET", f"/v1/models/{quote(registration.wanted, safe='')}"), "id")
+            return text_of(self.call("GET", f"/v1/models/{quote(registration.wanted, safe='')}"), "id")
         body: wire.ModelRequest = {
             "project": registration.project,
             "meta": {"name": registration.name},
             "config": registration.config,
         }
-        data = self._call("POST", "/v1/models", body, {wire.IDEMPOTENCY_KEY: registration.run_id})
+        data = self.call("POST", "/v1/models", body, {wire.IDEMPOTENCY_KEY: registration.run_id})
         return text_of(data, "id")
 
     def url(self, model_id: str) -> str:
@@ -76,7 +76,7 @@ class DdphubClient:
 
     def send_events(self, model_id: str, events: Sequence[Event]) -> Accepted:
         """See `HubClient`."""
-        data = self._call("POST", f"/v1/models/{quote(model_id)}/events", list(events))
+        data = self.call("POST", f"/v1/models/{quote(model_id)}/events", list(events))
         return Accepted(count_of(data, "accepted"), count_of(data, "duplicates"), bool(data.get("stop")))
 
     def heartbeat(self, model_id: str, attempt_id: str) -> bool:
@@ -86,25 +86,25 @@ class DdphubClient:
             "agentId": None,
             "attempt_id": attempt_id,
         }
-        data = self._call("POST", f"/v1/agent/heartbeat/models/{quote(model_id)}", body)
+        data = self.call("POST", f"/v1/agent/heartbeat/models/{quote(model_id)}", body)
         return bool(data.get("stop"))
 
     def upload(self, model_id: str, entry_id: str, request: wire.CheckpointRequest, files: dict[str, Path]) -> Receipt:
         """See `HubClient`."""
         self._learn_capabilities()
         base = f"/v1/models/{quote(model_id)}/checkpoints"
-        data = self._call("POST", base, request, {wire.IDEMPOTENCY_KEY: entry_id})
+        data = self.call("POST", base, request, {wire.IDEMPOTENCY_KEY: entry_id})
         checkpoint_id = text_of(data, "id")
         if data.get("state") != "committed":
             for name, number, url in _missing(data):
                 self._put_part(files[name], number, url)
-            data = self._call("POST", f"{base}/{quote(checkpoint_id)}/complete")
+            data = self.call("POST", f"{base}/{quote(checkpoint_id)}/complete")
             self._await_commit(f"{base}/{quote(checkpoint_id)}", data)
         return Receipt(entry_id, checkpoint_id)
 
     def find_checkpoint(self, model_id: str, entry_id: str) -> Receipt | None:
         """See `HubClient`."""
-        data = self._call("GET", f"/v1/models/{quote(model_id)}/checkpoints", params={"entry_id": entry_id})
+        data = self.call("GET", f"/v1/models/{quote(model_id)}/checkpoints", params={"entry_id": entry_id})
         for item in data if isinstance(data, list) else []:
             if isinstance(item, dict) and item.get("entry_id") == entry_id and item.get("committed_at"):
                 return Receipt(entry_id, text_of(item, "id"))
@@ -113,7 +113,7 @@ class DdphubClient:
     def find_model(self, project: str, run_id: str) -> str | None:
         """See `HubClient`."""
         wanted = {"project": project, "run_id": run_id, "limit": str(_PAGE)}
-        data = self._call("GET", "/v1/models", params=wanted)
+        data = self.call("GET", "/v1/models", params=wanted)
         for item in data.get("results", []) if isinstance(data, dict) else []:
             # An earlier hub does not know the filter and lists every run of the project.
             if isinstance(item, dict) and item.get("run_id") == run_id:
@@ -125,17 +125,48 @@ class DdphubClient:
         path = f"/v1/models/{quote(model_id)}/checkpoints"
         newest: RemoteCheckpoint | None = None
         params = {"limit": str(_PAGE)}
-        while page := self._call("GET", path, params=params):
-            checkpoints = [_remote_checkpoint(self._url + path, item) for item in page]
+        while page := self.call("GET", path, params=params):
+            checkpoints = [self.remote_checkpoint(model_id, item) for item in page]
             newest = next((one for one in reversed(checkpoints) if one.kind in kinds), newest)
             if len(page) < _PAGE or params.get("after") == checkpoints[-1].checkpoint_id:
                 break
             params["after"] = checkpoints[-1].checkpoint_id
         return newest
 
+    def remote_checkpoint(self, model_id: str, item: Any) -> RemoteCheckpoint:  # noqa: ANN401  # JSON
+        """A checkpoint as the hub lists it.
+
+        Raises:
+            HubUnavailable: it is none.
+        """
+        try:
+            place = f"{self._url}/v1/models/{quote(model_id)}/checkpoints/{quote(item['id'])}/files"
+            files = tuple(
+                RemoteFile(file["name"], f"{place}/{quote(file['name'])}", int(file["size"]), str(file["sha256"]))
+                for file in item["files"]
+            )
+            return RemoteCheckpoint(item["id"], item["kind"], item["epoch"], item["step"], item["name"], files)
+        except (KeyError, TypeError, ValueError):
+            raise HubUnavailable(f"the answer lists no checkpoint: {str(item)[:200]}") from None
+
     def download(self, file: RemoteFile, target: Path) -> None:
         """See `HubClient`."""
         download(self._connection, file, target)
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,  # noqa: ANN401  # JSON
+        headers: dict[str, str] | None = None,
+        params: dict[str, str] | None = None,
+    ) -> Any:  # noqa: ANN401  # JSON
+        """One request to the API; the answer's `data`. Raises as every call does."""
+        try:
+            encoded = None if body is None else to_json(body).encode()
+        except (ValueError, TypeError, RecursionError) as error:
+            raise HubRejected(400, f"{method} {path}: cannot be sent as JSON: {error}") from error
+        return envelope_data(self._connection.call(method, path, encoded, headers, params), f"{method} {path}")
 
     def close(self) -> None:
         """See `HubClient`."""
@@ -145,7 +176,7 @@ class DdphubClient:
         if self._capabilities_known:
             return
         try:
-            data = self._call("GET", "/v1/capabilities")
+            data = self.call("GET", "/v1/capabilities")
         except HubModelGone as error:
             raise HubUnavailable(
                 f"{self._url} is no ddphub hub; if it speaks HUB v1, name it hub-v1+{self._url} ({error})"
@@ -160,7 +191,7 @@ class DdphubClient:
         until = time.monotonic() + CHECK_TIMEOUT
         while data.get("state") == "checking" and time.monotonic() < until:
             time.sleep(CHECK_POLL)
-            data = self._call("GET", path)
+            data = self.call("GET", path)
         if data.get("state") != "committed":
             raise HubUnavailable(f"the hub has not committed the checkpoint: state {data.get('state')!r}")
 
@@ -177,34 +208,6 @@ class DdphubClient:
         except HubRejected:
             # Bytes may be damaged on their way where there is no TLS: once more, then it is the file.
             self._connection.put(place, body)
-
-    def _call(
-        self,
-        method: str,
-        path: str,
-        body: Any = None,  # noqa: ANN401  # JSON
-        headers: dict[str, str] | None = None,
-        params: dict[str, str] | None = None,
-    ) -> Any:  # noqa: ANN401  # JSON
-        """One request to the API; the answer's `data`."""
-        try:
-            encoded = None if body is None else to_json(body).encode()
-        except (ValueError, TypeError, RecursionError) as error:
-            raise HubRejected(400, f"{method} {path}: cannot be sent as JSON: {error}") from error
-        return envelope_data(self._connection.call(method, path, encoded, headers, params), f"{method} {path}")
-
-
-def _remote_checkpoint(base: str, item: Any) -> RemoteCheckpoint:  # noqa: ANN401  # JSON
-    """A checkpoint as the hub lists it; `base` is the URL of the list."""
-    try:
-        place = f"{base}/{quote(item['id'])}/files"
-        files = tuple(
-            RemoteFile(file["name"], f"{place}/{quote(file['name'])}", int(file["size"]), str(file["sha256"]))
-            for file in item["files"]
-        )
-        return RemoteCheckpoint(item["id"], item["kind"], item["epoch"], item["step"], item["name"], files)
-    except (KeyError, TypeError, ValueError):
-        raise HubUnavailable(f"the answer lists no checkpoint: {str(item)[:200]}") from None
 
 
 def _missing(data: Any) -> Iterator[tuple[str, int, str]]:  # noqa: ANN401  # JSON

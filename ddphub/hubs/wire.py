@@ -5,7 +5,11 @@ An extension to HUB v1: the same `x-api-key` or `Authorization: Bearer` header a
 `success` and `message` beside them.
 
 The list of checkpoints takes `?entry_id=` (that entry alone, if it is committed), `?after=<checkpoint id>&limit=`,
-`?kind=` and `?order=desc`; the list of models `?project=&run_id=`.
+`?kind=` and `?order=desc`; the list of models `?project=&run_id=&state=&tag=&search=&limit=&last_doc_id=`, `state` and
+`tag` also several times. Its next page begins after `lastRecordId`, null when there is none; a page may have fewer
+results than asked for, or none, before that.
+A model's `notes` and `tags` come with its creation or a PATCH. A checkpoint that was deleted stays committed to the run
+that sent it: a repeat of its entry gets the first answer.
 Completing a checkpoint whose parts have not all arrived is a 409 whose problem lists them in `missing`.
 """
 
