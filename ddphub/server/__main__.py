@@ -21,6 +21,8 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=ServerSettings.port)
     parser.add_argument("--part-size", type=int, default=ServerSettings.part_size, help="bytes")
     parser.add_argument("--heartbeat-s", type=float, default=ServerSettings.heartbeat_s)
+    parser.add_argument("--stall-s", type=float, default=ServerSettings.stall_s)
+    parser.add_argument("--first-step-s", type=float, default=ServerSettings.first_step_s)
     parser.add_argument("--url-lifetime-s", type=int, default=ServerSettings.url_lifetime_s)
     parser.add_argument("--inline-check-bytes", type=int, default=ServerSettings.inline_check_bytes)
     arguments = vars(parser.parse_args())

@@ -11,7 +11,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ddphub import __version__
 from ddphub.server import problems
-from ddphub.server.api import capabilities, checkpoints, downloads, events, heartbeats, hub_v1, models, parts
+from ddphub.server.api import (
+    capabilities,
+    checkpoints,
+    downloads,
+    events,
+    heartbeats,
+    hub_v1,
+    models,
+    parts,
+    ranks,
+    series,
+)
 from ddphub.server.hub import Hub
 from ddphub.server.pages import routes as pages
 
@@ -24,7 +35,7 @@ _HEADERS: Final = {
 }
 
 
-def create_app(hub: Hub) -> FastAPI:
+def create_app(hub: Hub) -> ASGIApp:
     """The application that serves `hub`, and closes it when it ends."""
 
     @asynccontextmanager
@@ -45,12 +56,26 @@ def create_app(hub: Hub) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.hub = hub
-    for module in (capabilities, models, events, heartbeats, hub_v1, checkpoints, parts, downloads, pages):
+    for module in (
+        capabilities,
+        models,
+        ranks,
+        events,
+        series,
+        heartbeats,
+        hub_v1,
+        checkpoints,
+        parts,
+        downloads,
+        pages,
+    ):
         app.include_router(module.router)
+    for module in (models, checkpoints):
+        app.include_router(module.reading_router)
     app.include_router(downloads.signed_router)
     problems.install(app)
-    app.add_middleware(_SecurityHeaders)
-    return app
+    # Around everything: an answer to an unexpected error is made outside of middleware.
+    return _SecurityHeaders(app)
 
 
 class _SecurityHeaders:

@@ -7,11 +7,10 @@ What the hub shows of an attempt, in SLURM's words where it ran there (the first
 
 | what is known | state |
 | --- | --- |
-| rank 0 said how it ended | finished, failed, preempted, requeued, timed_out, cancelled, node_failed: as it said |
+| rank 0 said how it ended | finished, stopped, failed, preempted, requeued, timed_out, cancelled, node_failed |
 | it said only that a signal told it to leave, and SLURM started the job again | requeued |
 | it said no end, and SLURM started the job again | node_failed; that or SIGKILL leaves no time for a word |
-| it said no end, and another attempt came after it | started |
-| it said no end, and it is the newest one | started; the model is running, or lost when it has missed 3 heartbeats |
+| it said no end | started; what that means now, its heartbeats and steps tell, see states.py |
 
 SLURM started the job again when another attempt has the same cluster and job id and a higher restart count. What the
 hub concludes is never stored: an attempt's own word, which may come late from disk, takes its place.
@@ -28,13 +27,11 @@ from sqlalchemy.orm import Session
 
 from ddphub.events import ENDED, to_json
 from ddphub.server.incoming_events import SLURM_NUMBERS, SLURM_TEXTS, IncomingEvent
+from ddphub.server.progress import note_events, note_sight
 from ddphub.server.tables import Attempt, Model, Rank
 
-SILENT_HEARTBEATS: Final = 3
-"""A run that misses so many is lost."""
-
-HUB_V1_HEARTBEAT_S: Final = 300.0
-"""Seconds between the heartbeats of HUB v1 clients."""
+MAX_REASON: Final = 4000
+"""Characters of what a rank says of its end."""
 
 
 def hub_v1_attempt_id(model: Model) -> str:
@@ -42,13 +39,14 @@ def hub_v1_attempt_id(model: Model) -> str:
     return hashlib.sha256(f"hub v1 {model.public_id}".encode()).hexdigest()[:32]
 
 
-def known_attempts(session: Session, model: Model, seen: Mapping[str, float]) -> dict[str, Attempt]:
+def known_attempts(session: Session, model: Model, seen: Mapping[str, float], now: float) -> dict[str, Attempt]:
     """The attempts with these ids; new ones get the next numbers, in the order given.
 
     Args:
         session: a write session.
         model: whose attempts these are.
         seen: for each attempt_id the earliest time that is known of it, seconds since the epoch.
+        now: the hub's clock.
     """
     found = session.scalars(select(Attempt).where(Attempt.model_ref == model.id, Attempt.attempt_id.in_(list(seen))))
     attempts = {attempt.attempt_id: attempt for attempt in found}
@@ -61,13 +59,14 @@ def known_attempts(session: Session, model: Model, seen: Mapping[str, float]) ->
             number = session.scalar(select(func.max(Attempt.number)).where(Attempt.model_ref == model.id)) or 0
         number += 1
         attempts[attempt_id] = Attempt(model_ref=model.id, attempt_id=attempt_id, number=number, first_time=first_time)
+        note_sight(attempts[attempt_id], now)
         session.add(attempts[attempt_id])
     session.flush()
     return attempts
 
 
 def apply_events(
-    session: Session, model: Model, batch: Sequence[IncomingEvent], attempts: Mapping[str, Attempt]
+    session: Session, model: Model, batch: Sequence[IncomingEvent], attempts: Mapping[str, Attempt], now: float
 ) -> None:
     """Let a batch say what it says of its attempts and their ranks.
 
@@ -76,6 +75,7 @@ def apply_events(
         model: whose events these are.
         batch: checked events.
         attempts: the rows of every attempt in the batch.
+        now: the hub's clock.
     """
     ranks = _Ranks(session, batch, attempts)
     streams: dict[tuple[str, int], list[IncomingEvent]] = {}
@@ -88,9 +88,7 @@ def apply_events(
     for (attempt_id, rank), events in streams.items():
         reporter = ranks.row(attempts[attempt_id], rank)
         reporter.last_seen = max(reporter.last_seen or 0.0, *(event.time for event in events))
-        last = max((event for event in events if event.kind == "metrics"), key=lambda one: one.seq, default=None)
-        if last is not None and (reporter.last_step_seq is None or last.seq >= reporter.last_step_seq):
-            reporter.last_step, reporter.last_step_seq = last.fields["step"], last.seq
+        note_events(attempts[attempt_id], reporter, events, now)
 
 
 def _apply_attempt(model: Model, attempt: Attempt, event: IncomingEvent) -> None:
@@ -124,8 +122,11 @@ def _apply_rank(rank: Rank, event: IncomingEvent) -> None:
         rank.host = fields["host"]
     if fields.get("pid") is not None and (newer or rank.pid is None):
         rank.pid = fields["pid"]
+    if fields.get("local_rank") is not None and (newer or rank.local_rank is None):
+        rank.local_rank = fields["local_rank"]
     if newer:
         rank.state, rank.state_time, rank.state_seq = fields["state"], event.time, event.seq
+        rank.reason = (fields.get("reason") or "")[:MAX_REASON] or None
 
 
 def _newer(event: IncomingEvent, row: Attempt | Rank) -> bool:
@@ -153,17 +154,18 @@ class _Ranks:
         return row
 
 
-def newest(attempts: Sequence[Attempt]) -> Attempt | None:
-    """The attempt that started last.
+def age(attempt: Attempt) -> tuple[bool, float, int]:
+    """What sorts attempts from the oldest to the one that started last.
 
     Numbers tell the order of first sight, and an offline attempt is seen late; an attempt that never said it started
     is what a rank left behind that did not find its rank 0.
     """
-    return max(
-        attempts,
-        key=lambda one: (one.state is not None, one.started_at or one.first_time, one.number),
-        default=None,
-    )
+    return attempt.state is not None, attempt.started_at or attempt.first_time, attempt.number
+
+
+def newest(attempts: Sequence[Attempt]) -> Attempt | None:
+    """The attempt that started last, see `age`."""
+    return max(attempts, key=age, default=None)
 
 
 def slurm_job(attempt: Attempt) -> dict[str, Any] | None:
@@ -198,24 +200,3 @@ def shown(attempts: Sequence[Attempt]) -> dict[int, Shown]:
             told = f"{attempt.reason or 'told to leave'}; then SLURM started the job again"
             result[attempt.id] = Shown("requeued", told)
     return result
-
-
-def model_state(model: Model, attempts: Sequence[Attempt], now: float, heartbeat_s: float) -> str:
-    """What can truthfully be said of a run: `new`, `running`, `lost`, or how its newest attempt ended.
-
-    Args:
-        model: the run's model.
-        attempts: all of its attempts.
-        now: seconds since the epoch.
-        heartbeat_s: seconds between heartbeats.
-    """
-    attempt = newest(attempts)
-    if attempt is None:
-        return "new"
-    state = shown(attempts)[attempt.id].state
-    if state in ENDED:
-        return state
-    if attempt.attempt_id == hub_v1_attempt_id(model):
-        heartbeat_s = max(heartbeat_s, HUB_V1_HEARTBEAT_S)
-    silent_s = now - (model.last_seen or attempt.first_time)
-    return "lost" if silent_s > SILENT_HEARTBEATS * heartbeat_s else "running"

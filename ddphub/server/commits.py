@@ -8,6 +8,9 @@ receiving --complete, every part is there--> checking --bytes are right--> commi
 
 `committed` is in the database; `checking` is known to the process that checks, so it cannot outlive it. A commit is one
 transaction, after the bytes are safe on disk: a crash leaves the whole checkpoint or none of it.
+
+A checkpoint that someone deleted stays `committed` to the run that sent it: when its journal lost the receipt, the run
+repeats the entry, is given the first answer, and the bytes that it still has do not bring the checkpoint back.
 """
 
 import json
@@ -30,7 +33,7 @@ from ddphub.server.database import Database
 from ddphub.server.manifests import Manifest, ManifestFile
 from ddphub.server.problems import Problem
 from ddphub.server.signing import Part, Signer
-from ddphub.server.tables import Blob, Checkpoint, CheckpointFile, Model, Project
+from ddphub.server.tables import Blob, Checkpoint, CheckpointFile, DeletedCheckpoint, Model, Project
 
 _ALPHABET: Final = string.ascii_letters + string.digits
 _log = logging.getLogger(__name__)
@@ -42,10 +45,15 @@ def new_public_id() -> str:
 
 
 class Deleted(Problem):
-    """A checkpoint that was there a moment ago."""
+    """A checkpoint that is no longer there.
 
-    def __init__(self) -> None:
-        super().__init__(404, "the checkpoint was deleted with its model")
+    Args:
+        was_committed: whether someone deleted it alone, which only a committed one can be.
+    """
+
+    def __init__(self, *, was_committed: bool) -> None:
+        super().__init__(404, "the checkpoint was deleted" if was_committed else "the checkpoint went with its model")
+        self.was_committed = was_committed
 
 
 class Commits:
@@ -100,11 +108,14 @@ class Commits:
         checkpoint = session.scalar(
             select(Checkpoint).where(Checkpoint.model_ref == model.id, Checkpoint.entry_id == manifest.entry_id)
         )
+        known = checkpoint or deleted_entry(session, model, manifest.entry_id)
+        if known is not None and known.fingerprint != manifest.fingerprint:
+            raise Problem(422, f"the entry {manifest.entry_id} is known with another manifest")
+        if isinstance(known, DeletedCheckpoint):
+            return _done(known.public_id)
         if checkpoint is None:
             manifest.check_parts(self._part_size)
             checkpoint = self._insert(session, model, manifest)
-        elif checkpoint.fingerprint != manifest.fingerprint:
-            raise Problem(422, f"the entry {manifest.entry_id} is known with another manifest")
         elif failure := self._failures.get(checkpoint.public_id):
             # A client that was told 202 comes back here; without this it would send the same bytes for ever.
             raise Problem(422, failure)
@@ -112,7 +123,7 @@ class Commits:
 
     def _insert(self, session: Session, model: Model, manifest: Manifest) -> Checkpoint:
         now = time.time()
-        attempt = known_attempts(session, model, {manifest.attempt_id: now})[manifest.attempt_id]
+        attempt = known_attempts(session, model, {manifest.attempt_id: now}, now)[manifest.attempt_id]
         checkpoint = Checkpoint(
             public_id=new_public_id(),
             model_ref=model.id,
@@ -149,15 +160,20 @@ class Commits:
         """What is known of a checkpoint.
 
         Raises:
-            Problem: 404 when it was deleted.
+            Problem: 404 when it was deleted with its model.
         """
-        with self._database.read() as session:
-            answer = self.answer(session, _find(session, checkpoint_id))
-        if answer["missing"]:
-            # A commit after that read removes the parts: they are missing only if it is still not committed now.
+        try:
             with self._database.read() as session:
-                if _find(session, checkpoint_id).committed_at is not None:
-                    return {**answer, "state": "committed", "missing": []}
+                answer = self.answer(session, _find(session, checkpoint_id))
+            if answer["missing"]:
+                # A commit after that read removes the parts: they are missing only if it is still not committed now.
+                with self._database.read() as session:
+                    if _find(session, checkpoint_id).committed_at is not None:
+                        return _done(checkpoint_id)
+        except Deleted as deleted:
+            if deleted.was_committed:
+                return _done(checkpoint_id)
+            raise
         return answer
 
     def answer(self, session: Session, checkpoint: Checkpoint) -> CheckpointAnswer:
@@ -226,8 +242,16 @@ class Commits:
 
         Raises:
             Problem: 409 with the missing parts; 422 when a file does not have its sha256; 404 when the checkpoint was
-                deleted.
+                deleted with its model.
         """
+        try:
+            return self._complete(checkpoint_id)
+        except Deleted as deleted:
+            if deleted.was_committed:
+                return _done(checkpoint_id)
+            raise
+
+    def _complete(self, checkpoint_id: str) -> CheckpointAnswer:
         with self._database.write() as session:
             checkpoint = _find(session, checkpoint_id)
             answer = self.answer(session, checkpoint)
@@ -329,8 +353,20 @@ class Commits:
 def _find(session: Session, checkpoint_id: str) -> Checkpoint:
     checkpoint = session.scalar(select(Checkpoint).where(Checkpoint.public_id == checkpoint_id))
     if checkpoint is None:
-        raise Deleted
+        deleted = select(DeletedCheckpoint.id).where(DeletedCheckpoint.public_id == checkpoint_id)
+        raise Deleted(was_committed=session.scalar(deleted) is not None)
     return checkpoint
+
+
+def deleted_entry(session: Session, model: Model, entry_id: str) -> DeletedCheckpoint | None:
+    """What is kept of the checkpoint that an entry came to and someone deleted."""
+    return session.scalar(
+        select(DeletedCheckpoint).where(DeletedCheckpoint.model_ref == model.id, DeletedCheckpoint.entry_id == entry_id)
+    )
+
+
+def _done(checkpoint_id: str) -> CheckpointAnswer:
+    return {"id": checkpoint_id, "state": "committed", "missing": []}
 
 
 def _project_of(session: Session, checkpoint: Checkpoint) -> Project:

@@ -72,6 +72,7 @@ class Database:
 def _prepare(connection: Any, _record: object) -> None:  # noqa: ANN401  # the driver's connection, untyped
     # None leaves BEGIN to `_begin`; the driver's own would defer the write lock and deadlock two upgrades.
     connection.isolation_level = None
+    connection.create_function("casefold", 1, _casefold, deterministic=True)
     cursor = connection.cursor()
     cursor.execute("PRAGMA busy_timeout = 10000")
     cursor.execute("PRAGMA journal_mode = WAL")
@@ -79,6 +80,10 @@ def _prepare(connection: Any, _record: object) -> None:  # noqa: ANN401  # the d
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.close()
+
+
+def _casefold(text: str | None) -> str | None:
+    return text and text.casefold()
 
 
 def _begin(connection: Connection) -> None:

@@ -1,8 +1,11 @@
-"""Deleting a model: hidden at once, or gone with its rows and the bytes that nothing else needs."""
+"""Deleting: a model is hidden, or gone with its rows; bytes go when nothing else needs them.
+
+Bytes go after rows: a crash between them leaves files that the next start removes.
+"""
 
 import time
 
-from sqlalchemy import ColumnElement, and_, delete, select
+from sqlalchemy import ColumnElement, and_, delete, not_, select
 from sqlalchemy.orm import Session
 
 from ddphub.server.hub import Hub
@@ -12,6 +15,7 @@ from ddphub.server.tables import (
     Blob,
     Checkpoint,
     CheckpointFile,
+    DeletedCheckpoint,
     Event,
     LatestMetric,
     Model,
@@ -42,24 +46,73 @@ def delete_model(hub: Hub, model_id: str, *, hard: bool) -> None:
             model.deleted_at, model.run_id = time.time(), None
             return
         project = session.get_one(Project, model.project_ref)
-        unused = list(session.scalars(select(Blob.sha256).where(_unused_blobs(model))))
+        unused = list(session.scalars(select(Blob.sha256).where(_unused_blobs(model, _all_of(model)))))
         checkpoints = list(session.scalars(select(Checkpoint.public_id).where(Checkpoint.model_ref == model.id)))
         _delete_rows(session, model)
-    # Bytes after rows: a crash between them leaves files that the next start removes.
+    hub.charts.forget(model_id)
     hub.commits.forget(checkpoints)
     hub.commits.remove_unvouched(project.public_id, unused)
 
 
-def _unused_blobs(model: Model) -> ColumnElement[bool]:
-    """Which blobs only this model's checkpoints use, committed or not."""
-    used = select(CheckpointFile.sha256).join(Checkpoint, Checkpoint.id == CheckpointFile.checkpoint_ref)
-    elsewhere = used.join(Model, Model.id == Checkpoint.model_ref).where(
-        Model.project_ref == model.project_ref, Model.id != model.id
+def delete_checkpoint(hub: Hub, model_id: str, checkpoint_id: str) -> None:
+    """Delete a committed checkpoint. Its entry's key stays: a repeat by the run that sent it does not bring it back.
+
+    Args:
+        hub: the hub.
+        model_id: the model's id.
+        checkpoint_id: the checkpoint's id.
+
+    Raises:
+        Problem: 404 when there is no such checkpoint, 409 when it is still arriving.
+    """
+    with hub.database.write() as session:
+        model = session.scalar(select(Model).where(Model.public_id == model_id, Model.deleted_at.is_(None)))
+        if model is None:
+            raise Problem(404, "the hub has no such model")
+        checkpoint = session.scalar(
+            select(Checkpoint).where(Checkpoint.public_id == checkpoint_id, Checkpoint.model_ref == model.id)
+        )
+        if checkpoint is None:
+            raise Problem(404, "the model has no such checkpoint")
+        if checkpoint.committed_at is None:
+            # Its sender goes on, and would be told that it is done with what nobody has seen.
+            raise Problem(409, "the checkpoint is still arriving: delete it once it is there")
+        project = session.get_one(Project, model.project_ref)
+        unused_blobs = _unused_blobs(model, Checkpoint.id == checkpoint.id)
+        unused = list(session.scalars(select(Blob.sha256).where(unused_blobs)))
+        for statement in (
+            delete(Blob).where(unused_blobs),
+            delete(CheckpointFile).where(CheckpointFile.checkpoint_ref == checkpoint.id),
+        ):
+            session.execute(statement, execution_options={"synchronize_session": False})
+        session.delete(checkpoint)
+        session.add(
+            DeletedCheckpoint(
+                model_ref=model.id,
+                public_id=checkpoint.public_id,
+                entry_id=checkpoint.entry_id,
+                fingerprint=checkpoint.fingerprint,
+            )
+        )
+    hub.commits.remove_unvouched(project.public_id, unused)
+
+
+def _all_of(model: Model) -> ColumnElement[bool]:
+    return Checkpoint.model_ref == model.id
+
+
+def _unused_blobs(model: Model, deleted: ColumnElement[bool]) -> ColumnElement[bool]:
+    """Which blobs of the model's project only the `deleted` checkpoints use, committed or not."""
+    used = (
+        select(CheckpointFile.sha256)
+        .join(Checkpoint, Checkpoint.id == CheckpointFile.checkpoint_ref)
+        .join(Model, Model.id == Checkpoint.model_ref)
+        .where(Model.project_ref == model.project_ref)
     )
     return and_(
         Blob.project_ref == model.project_ref,
-        Blob.sha256.in_(used.where(Checkpoint.model_ref == model.id)),
-        Blob.sha256.not_in(elsewhere),
+        Blob.sha256.in_(used.where(deleted)),
+        Blob.sha256.not_in(used.where(not_(deleted))),
     )
 
 
@@ -68,9 +121,10 @@ def _delete_rows(session: Session, model: Model) -> None:
     attempts = select(Attempt.id).where(Attempt.model_ref == model.id)
     series = select(Series.id).where(Series.model_ref == model.id)
     for statement in (
-        delete(Blob).where(_unused_blobs(model)),
+        delete(Blob).where(_unused_blobs(model, _all_of(model))),
         delete(CheckpointFile).where(CheckpointFile.checkpoint_ref.in_(checkpoints)),
-        delete(Checkpoint).where(Checkpoint.model_ref == model.id),
+        delete(Checkpoint).where(_all_of(model)),
+        delete(DeletedCheckpoint).where(DeletedCheckpoint.model_ref == model.id),
         delete(Rank).where(Rank.attempt_ref.in_(attempts)),
         delete(Event).where(Event.model_ref == model.id),
         delete(LatestMetric).where(LatestMetric.model_ref == model.id),

@@ -10,6 +10,7 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.orm import Session
 
 from ddphub.hubs.wire import EventsAnswer
+from ddphub.server import points
 from ddphub.server.attempts import apply_events, known_attempts
 from ddphub.server.incoming_events import IncomingEvent, contradiction
 from ddphub.server.tables import Attempt, Event, LatestMetric, Model
@@ -34,19 +35,28 @@ def store(session: Session, model: Model, batch: Sequence[IncomingEvent], receiv
     earliest: dict[str, float] = {}
     for event in batch:
         earliest[event.attempt_id] = min(event.time, earliest.get(event.attempt_id, event.time))
-    attempts = known_attempts(session, model, earliest)
-    accepted = _insert(session, model, batch, attempts)
+    # One batch of a model at a time, also where the database has more than one writer: new attempts and points are
+    # numbered by what is there.
+    session.refresh(model, with_for_update=True)
+    attempts = known_attempts(session, model, earliest, now)
+    new = _insert(session, model, batch, attempts)
+    accepted = len(new)
+    points.append(session, model, new, {attempt_id: attempt.number for attempt_id, attempt in attempts.items()})
     # Derived state looks at repeats too: every rule in it gives the same result twice.
-    apply_events(session, model, batch, attempts)
+    apply_events(session, model, batch, attempts, now)
     _keep_latest(session, model, batch, attempts)
     model.events += accepted
     model.last_seen = now
     return {"accepted": accepted, "duplicates": received - accepted, "stop": model.stop_requested_at is not None}
 
 
-def _insert(session: Session, model: Model, batch: Sequence[IncomingEvent], attempts: dict[str, Attempt]) -> int:
+def _insert(
+    session: Session, model: Model, batch: Sequence[IncomingEvent], attempts: dict[str, Attempt]
+) -> Sequence[IncomingEvent]:
+    """Store what is not stored yet; returns the events that were new."""
     if not batch:
-        return 0
+        return ()
+    before = session.scalar(select(func.max(Event.id))) or 0
     rows = [
         {
             "model_ref": model.id,
@@ -61,28 +71,34 @@ def _insert(session: Session, model: Model, batch: Sequence[IncomingEvent], atte
         for event in batch
     ]
     accepted = session.connection().execute(insert(Event).on_conflict_do_nothing(), rows).rowcount
-    if accepted < len(rows):
-        _refuse_contradictions(session, batch, attempts)
-    return accepted
+    if accepted == len(rows):
+        return batch
+    stored = _stored(session, batch, attempts)
+    for event in batch:
+        if stored[event.key][1] != event.fingerprint:
+            raise contradiction(event.key)
+    # Ids rise, and nobody else stores events of this model meanwhile.
+    return [event for event in batch if stored[event.key][0] > before]
 
 
-def _refuse_contradictions(session: Session, batch: Sequence[IncomingEvent], attempts: dict[str, Attempt]) -> None:
+def _stored(
+    session: Session, batch: Sequence[IncomingEvent], attempts: dict[str, Attempt]
+) -> dict[tuple[str, int, int], tuple[int, bytes]]:
+    """Id and fingerprint of each event of the batch as they are stored."""
     streams: dict[tuple[str, int], list[IncomingEvent]] = {}
     for event in batch:
         streams.setdefault((event.attempt_id, event.rank), []).append(event)
-    stored: dict[tuple[str, int, int], bytes] = {}
+    stored: dict[tuple[str, int, int], tuple[int, bytes]] = {}
     for (attempt_id, rank), events in streams.items():
         found = session.execute(
-            select(Event.seq, Event.fingerprint).where(
+            select(Event.seq, Event.id, Event.fingerprint).where(
                 Event.attempt_ref == attempts[attempt_id].id,
                 Event.rank == rank,
                 Event.seq.in_([event.seq for event in events]),
             )
         )
-        stored.update({(attempt_id, rank, seq): fingerprint for seq, fingerprint in found})
-    for event in batch:
-        if stored[event.key] != event.fingerprint:
-            raise contradiction(event.key)
+        stored.update({(attempt_id, rank, seq): (number, fingerprint) for seq, number, fingerprint in found})
+    return stored
 
 
 def _keep_latest(session: Session, model: Model, batch: Sequence[IncomingEvent], attempts: dict[str, Attempt]) -> None:
@@ -127,7 +143,7 @@ MAX_PAGE: Final = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """Which events to read. `kinds` None: every kind but metrics."""
+    """Which events to read. `kind` None: what happened to the run, so neither metrics nor printed lines."""
 
     after: int = 0
     limit: int = 1000
@@ -140,7 +156,7 @@ class Query:
         """What the rows must fulfil."""
         yield Event.model_ref == model.id
         yield Event.id > self.after
-        yield Event.kind != "metrics" if self.kind is None else Event.kind == self.kind
+        yield Event.kind.not_in(("metrics", "console")) if self.kind is None else Event.kind == self.kind
         if self.rank is not None:
             yield Event.rank == self.rank
         if self.name is not None:

@@ -1,5 +1,6 @@
 """The hub: its parts, wired in one place."""
 
+import time
 from dataclasses import dataclass
 from typing import Annotated, cast
 
@@ -7,11 +8,13 @@ from fastapi import Depends, Request
 
 from ddphub.server.auth import Keys
 from ddphub.server.blobs import Blobs
+from ddphub.server.charts import Charts
 from ddphub.server.commits import Commits
 from ddphub.server.database import Database
 from ddphub.server.directory import DataDirectory
 from ddphub.server.settings import ServerSettings
 from ddphub.server.signing import Signer
+from ddphub.server.states import Patience
 from ddphub.server.uploads import Uploads
 
 
@@ -27,6 +30,8 @@ class Hub:
     blobs: Blobs
     commits: Commits
     uploads: Uploads
+    charts: Charts
+    patience: Patience
 
     @classmethod
     def open(cls, settings: ServerSettings) -> "Hub":
@@ -54,6 +59,8 @@ class Hub:
                 inline_check_bytes=settings.inline_check_bytes,
             ),
             uploads=Uploads(blobs, part_size=settings.part_size),
+            charts=Charts(),
+            patience=settings.patience(up_since=time.time()),
         )
 
     def close(self) -> None:

@@ -29,6 +29,8 @@ SLURM_NUMBERS: Final = ("node_count", "restart_count")
 
 RANK_STATES: Final = ("joined", "lost", "back", "left")
 
+CONSOLE_STREAMS: Final = ("stdout", "stderr")
+
 _KEY: Final = ("attempt_id", "rank", "seq")
 
 
@@ -160,7 +162,7 @@ def _wrong_rank(event: events.Event) -> str | None:
         return f"state: expected one of {', '.join(RANK_STATES)}"
     if not is_integer(event.get("of_rank"), low=0):
         return "of_rank: expected an integer of 0 or more"
-    return _wrong_optional(event, integers=("pid", "local_rank", "node"), texts=("host",))
+    return _wrong_optional(event, integers=("pid", "local_rank", "node"), texts=("host", "reason"))
 
 
 def _wrong_log(event: events.Event) -> str | None:
@@ -169,11 +171,25 @@ def _wrong_log(event: events.Event) -> str | None:
     return _wrong_optional(event, integers=(), texts=("level",))
 
 
+def _wrong_console(event: events.Event) -> str | None:
+    if event.get("stream") not in CONSOLE_STREAMS:
+        return f"stream: expected one of {', '.join(CONSOLE_STREAMS)}"
+    if not is_integer(event.get("left_out"), low=0):
+        return "left_out: expected an integer of 0 or more"
+    lines = event.get("lines")
+    if not isinstance(lines, list) or len(lines) > events.MAX_CONSOLE_LINES:
+        return f"lines: expected a list of at most {events.MAX_CONSOLE_LINES} texts"
+    if not all(isinstance(line, str) and len(line) <= events.MAX_CONSOLE_LINE for line in lines):
+        return f"lines: expected texts of at most {events.MAX_CONSOLE_LINE} characters"
+    return None
+
+
 _CHECKS: Final = {
     "metrics": _wrong_metrics,
     "attempt": _wrong_attempt,
     "rank": _wrong_rank,
     "log": _wrong_log,
+    "console": _wrong_console,
 }
 """The kinds whose fields the hub reads; a kind that it does not know is kept as it is."""
 

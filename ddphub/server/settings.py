@@ -6,6 +6,7 @@ from typing import Final
 
 from ddphub.errors import SettingsError
 from ddphub.hubs.wire import HEARTBEAT_S, PART_SIZE
+from ddphub.server.states import Patience
 
 MIB: Final = 1024 * 1024
 
@@ -26,6 +27,8 @@ class ServerSettings:
         url_lifetime_s: seconds that a signed URL is good for.
         session_lifetime_s: seconds that a browser stays signed in.
         inline_check_bytes: a checkpoint with more bytes to check is checked after its request was answered.
+        stall_s: seconds without a step that never make a run stalled, see states.py.
+        first_step_s: seconds without a first step after which a run is stalled.
         shutdown_s: seconds that requests in progress are given when the hub is asked to stop.
 
     Raises:
@@ -41,6 +44,8 @@ class ServerSettings:
     url_lifetime_s: int = 3600
     session_lifetime_s: int = 12 * 3600
     inline_check_bytes: int = 64 * MIB
+    stall_s: float = Patience.stall_s
+    first_step_s: float = Patience.first_step_s
     shutdown_s: int = 5
 
     def __post_init__(self) -> None:
@@ -62,8 +67,21 @@ class ServerSettings:
                 raise SettingsError(name, value, _SOURCE, "expected 1 second to 7 days, in seconds")
         if self.inline_check_bytes < 0:
             raise SettingsError("inline_check_bytes", self.inline_check_bytes, _SOURCE, "expected 0 or more")
+        for name in ("stall_s", "first_step_s"):
+            if not 0 < getattr(self, name) <= 7 * 24 * 3600:
+                raise SettingsError(name, getattr(self, name), _SOURCE, "expected more than 0, at most 7 days, in s")
         if not 1 <= self.shutdown_s <= 600:
             raise SettingsError("shutdown_s", self.shutdown_s, _SOURCE, "expected 1 to 600 s")
+
+    def patience(self, *, up_since: float) -> Patience:
+        """How long the hub waits for what.
+
+        Args:
+            up_since: when it began to listen, seconds since the epoch.
+        """
+        return Patience(
+            heartbeat_s=self.heartbeat_s, stall_s=self.stall_s, first_step_s=self.first_step_s, up_since=up_since
+        )
 
 
 def wrong_key(key: str) -> str | None:

@@ -6,7 +6,8 @@ projects ── models ── attempts ── events          one row per (attem
    │           ├── latest_metrics                 the newest value per (rank, name)
    │           ├── series ── points               every value of a metric, packed for charts
    │           ├── tags
-   │           └── checkpoints ── checkpoint_files
+   │           ├── checkpoints ── checkpoint_files
+   │           └── deleted_checkpoints            so that a repeat does not bring one back
    └── blobs                                      bytes on disk that a commit vouches for
 api_keys
 ```
@@ -108,8 +109,10 @@ class Attempt(Base):
     """One start of the run's processes; (`state_time`, `state_seq`) is the event that gave the state.
 
     `slurm` is what the SLURM job said of itself, as JSON; `said_by` is `slurm` where SLURM gave the state.
-    `progress_at` is the hub's clock when a rank's step last rose, `progress_time` the time of that event by its
-    node's clock, and `longest_gap` the most seconds between two such times.
+
+    By the hub's clock: `seen_at` is its first sight, `heard_at` that or the newest heartbeat, `heard_since` since when
+    no heartbeat was late, `progress_at` when a step last rose, `longest_gap` the most seconds between two such times,
+    `activity_at` when the program last gave another sign. `step`, `epoch`, `rate` are of the rank that is furthest.
     """
 
     __tablename__ = "attempts"
@@ -130,9 +133,15 @@ class Attempt(Base):
     ended_at: Mapped[float | None]
     slurm: Mapped[str | None] = mapped_column(Text)
     said_by: Mapped[str | None] = mapped_column(String(16))
+    seen_at: Mapped[float | None]
+    heard_at: Mapped[float | None]
+    heard_since: Mapped[float | None]
     progress_at: Mapped[float | None]
-    progress_time: Mapped[float | None]
     longest_gap: Mapped[float | None]
+    activity_at: Mapped[float | None]
+    step: Mapped[int | None]
+    epoch: Mapped[int | None]
+    rate: Mapped[float | None]
 
 
 class Event(Base):
@@ -160,7 +169,9 @@ class Event(Base):
 class Rank(Base):
     """One rank of an attempt; (`state_time`, `state_seq`) is the event that gave the state.
 
-    `last_step_time` is its node's clock when its step last rose, `rate` steps a second since about a minute.
+    `last_step_seq` is of its newest metrics event. `last_epoch`, `last_step_time` are of the event by which its step
+    last rose, `progress_at` and `longest_gap` as an attempt's, `stride` the most by which one event raised it. `rate`
+    is steps a second over about a minute; `moved` steps since `mark_time` are not in it yet. Both times are its node's.
     """
 
     __tablename__ = "ranks"
@@ -176,9 +187,17 @@ class Rank(Base):
     pid: Mapped[int | None]
     last_step: Mapped[int | None]
     last_step_seq: Mapped[int | None]
+    last_epoch: Mapped[int | None]
     last_step_time: Mapped[float | None]
+    progress_at: Mapped[float | None]
+    longest_gap: Mapped[float | None]
+    stride: Mapped[int | None]
+    mark_time: Mapped[float | None]
+    moved: Mapped[int | None]
     rate: Mapped[float | None]
     last_seen: Mapped[float | None]
+    local_rank: Mapped[int | None]
+    reason: Mapped[str | None] = mapped_column(Text)
 
 
 class LatestMetric(Base):
@@ -200,7 +219,10 @@ class LatestMetric(Base):
 
 
 class Series(Base):
-    """One metric of a model: how many points it has, and the least, greatest and newest finite value of rank 0."""
+    """One metric of a model: how many points it has, and the least, greatest and newest finite value of rank 0.
+
+    `latest_time` is when that newest value was logged, by its node's clock.
+    """
 
     __tablename__ = "series"
     __table_args__ = (UniqueConstraint("model_ref", "name"),)
@@ -208,20 +230,23 @@ class Series(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     model_ref: Mapped[int] = mapped_column(ForeignKey("models.id"))
     name: Mapped[str] = mapped_column(String(256))
-    count: Mapped[int] = mapped_column(default=0)
+    count: Mapped[int]
+    rank0_count: Mapped[int]
     least: Mapped[float | None]
     greatest: Mapped[float | None]
     latest: Mapped[float | None]
+    latest_time: Mapped[float | None]
 
 
 class Points(Base):
-    """`count` points of a series, of all ranks in the order of arrival; `first` is how many come before."""
+    """`count` points of a series in the order of arrival, of rank 0 or of all others; `first` come before them."""
 
     __tablename__ = "points"
-    __table_args__ = (UniqueConstraint("series_ref", "first"),)
+    __table_args__ = (UniqueConstraint("series_ref", "rank0", "first"),)
 
     id: Mapped[int] = mapped_column(primary_key=True)
     series_ref: Mapped[int] = mapped_column(ForeignKey("series.id"))
+    rank0: Mapped[bool]
     first: Mapped[int]
     count: Mapped[int]
     data: Mapped[bytes] = mapped_column(LargeBinary)
@@ -262,6 +287,19 @@ class CheckpointFile(Base):
     size: Mapped[int]
     sha256: Mapped[str] = mapped_column(String(64))
     parts: Mapped[str] = mapped_column(Text)
+
+
+class DeletedCheckpoint(Base):
+    """What is kept of a committed checkpoint that someone deleted: its key, by which a repeat is known."""
+
+    __tablename__ = "deleted_checkpoints"
+    __table_args__ = (UniqueConstraint("model_ref", "entry_id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    model_ref: Mapped[int] = mapped_column(ForeignKey("models.id"))
+    public_id: Mapped[str] = mapped_column(String(20), unique=True)
+    entry_id: Mapped[str] = mapped_column(String(32))
+    fingerprint: Mapped[bytes] = mapped_column(LargeBinary(32))
 
 
 class Blob(Base):

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from ddphub import events
 from ddphub.server import hub_v1
 from ddphub.server.blobs import Blobs, IncomingFile
-from ddphub.server.commits import new_public_id
+from ddphub.server.commits import deleted_entry, new_public_id
 from ddphub.server.problems import Problem
 from ddphub.server.tables import Blob, Checkpoint, CheckpointFile, Model, Project
 
@@ -82,6 +82,8 @@ class Uploads:
     def take(self, session: Session, model: Model, upload: Upload, file: IncomingFile) -> str:
         """Commit a file as a checkpoint; the same bytes for the same type and epoch are the same checkpoint.
 
+        One that someone deleted stays deleted.
+
         Args:
             session: a write session.
             model: the run's model.
@@ -99,7 +101,8 @@ class Uploads:
         checkpoint = session.scalar(
             select(Checkpoint).where(Checkpoint.model_ref == model.id, Checkpoint.entry_id == entry_id)
         )
-        if checkpoint is None:
+        deleted = deleted_entry(session, model, entry_id)
+        if checkpoint is None and deleted is None:
             checkpoint = Checkpoint(
                 public_id=new_public_id(),
                 model_ref=model.id,
@@ -129,6 +132,9 @@ class Uploads:
             )
         if upload.type == "final":
             hub_v1.finish(session, model, attempt, now)
+        if checkpoint is None:
+            assert deleted is not None  # noqa: S101  # or it would have been made
+            return deleted.public_id
         self._keep(session, model, file, now)
         return checkpoint.public_id
 

@@ -358,6 +358,8 @@ def test_checkpoints_are_listed_in_order_page_by_page_or_by_entry(talk):
     rest = talk.get(f"/checkpoints?after={first[-1]['id']}")
     assert [one["id"] for one in first + rest] == ids
     assert [one["id"] for one in talk.get(f"/checkpoints?entry_id={entries[3]}")] == [ids[3]]
+    # One that is gone by now has no place in the order: an empty page would look like the end.
+    problem(talk.http.get(talk.url(f"/checkpoints?after={'0' * 20}")), 404)
 
 
 def test_the_newest_checkpoints_are_asked_for_directly(v1):

@@ -34,10 +34,10 @@ def test_a_deleted_model_is_found_nowhere(hub, browser, hard):
         v1.complete(begun["id"]),
         v1.http.get(f"{hub.url}/v1/models", params={"last_doc_id": v1.model_id}),
         fetch(url),
-        browser.get(f"{hub.url}/models/{v1.model_id}"),
         delete(v1, False),
     ):
         problem(answer, 404)
+    assert browser.get(f"{hub.url}/models/{v1.model_id}").status_code == 404
     after = v1.http.get(f"{hub.url}/v1/models", params={"limit": 1}).json()["data"]
     assert after["total"] == total - 1
     assert v1.model_id not in browser.get(hub.url).text

@@ -135,6 +135,8 @@ def test_a_port_in_use_is_a_clear_refusal_that_touches_nothing(tmp_path):
         {"part_size": 0},
         {"heartbeat_s": 0},
         {"heartbeat_s": float("nan")},
+        {"stall_s": 0},
+        {"first_step_s": float("nan")},
         {"url_lifetime_s": 0},
         {"session_lifetime_s": 10**9},
         {"inline_check_bytes": -1},

@@ -28,7 +28,8 @@ def test_a_run_that_was_stopped_and_started_again_goes_on(start_hub, tmp_path):
         assert not run.should_stop()
     shown = hub.client().get(f"{hub.url}/v1/models/{model_id}").json()["data"]
     assert shown["stop_requested"] is False
-    assert [one["state"] for one in shown["attempts"]] == ["finished", "finished"]
+    assert [one["state"] for one in shown["attempts"]] == ["stopped", "finished"]
+    assert (shown["attempts"][0]["reason"], shown["status"]) == ("the hub asked it to stop", "trained")
 
 
 def test_what_the_attempt_before_left_undelivered_does_not_stop_the_next(start_hub, tmp_path):

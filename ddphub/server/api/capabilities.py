@@ -30,7 +30,7 @@ async def capabilities(hub: HubDep) -> Response:
     data: Capabilities = {
         "hub": "ddphub",
         "version": __version__,
-        "features": ["events", "checkpoints", "stop"],
+        "features": ["events", "checkpoints", "stop", "search"],
         "part_size": hub.settings.part_size,
         "heartbeat_s": hub.settings.heartbeat_s,
     }

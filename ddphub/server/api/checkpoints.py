@@ -1,19 +1,24 @@
-"""Checkpoints of a model: announcing one, completing it, listing them."""
+"""Checkpoints of a model: announcing one, completing it, listing them, deleting one."""
 
 from typing import Annotated, Literal
 
 from fastapi import Query, Request
 from fastapi.responses import Response
+from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from ddphub.hubs.wire import IDEMPOTENCY_KEY
 from ddphub.server import model_view
-from ddphub.server.api.access import Limit, api_router, find_checkpoint, find_model
+from ddphub.server.api.access import Limit, api_router, find_model, needs_key_or_session
 from ddphub.server.body import JsonBody, parse_object
+from ddphub.server.deletion import delete_checkpoint
 from ddphub.server.hub import HubDep
 from ddphub.server.manifests import check_manifest
-from ddphub.server.problems import answer
+from ddphub.server.problems import Problem, answer
+from ddphub.server.tables import Checkpoint, DeletedCheckpoint
 
 router = api_router()
+reading_router = api_router(needs_key_or_session)
 
 
 @router.post("/models/{model_id}/checkpoints")
@@ -25,7 +30,7 @@ def create(hub: HubDep, request: Request, model_id: str, body: JsonBody) -> Resp
     return answer(data)
 
 
-@router.get("/models/{model_id}/checkpoints")
+@reading_router.get("/models/{model_id}/checkpoints")
 def read_all(
     *,
     hub: HubDep,
@@ -51,16 +56,37 @@ def read_all(
 @router.get("/models/{model_id}/checkpoints/{checkpoint_id}")
 @router.get("/models/{model_id}/checkpoints/{checkpoint_id}/parts")
 def read(hub: HubDep, model_id: str, checkpoint_id: str) -> Response:
-    """A checkpoint's state and the parts that are missing."""
+    """A checkpoint's state and the parts that are missing, for the run that sends it."""
     with hub.database.read() as session:
-        checkpoint = find_checkpoint(session, model_id, checkpoint_id)
-    return answer(hub.commits.state(checkpoint.public_id))
+        _check_sent(session, model_id, checkpoint_id)
+    return answer(hub.commits.state(checkpoint_id))
 
 
 @router.post("/models/{model_id}/checkpoints/{checkpoint_id}/complete")
 def complete(hub: HubDep, model_id: str, checkpoint_id: str) -> Response:
     """Commit a checkpoint; 202 while its bytes are checked."""
     with hub.database.read() as session:
-        checkpoint = find_checkpoint(session, model_id, checkpoint_id)
-    data = hub.commits.complete(checkpoint.public_id)
+        _check_sent(session, model_id, checkpoint_id)
+    data = hub.commits.complete(checkpoint_id)
     return answer(data, status=202 if data["state"] == "checking" else 200)
+
+
+@router.delete("/models/{model_id}/checkpoints/{checkpoint_id}")
+def delete(hub: HubDep, model_id: str, checkpoint_id: str) -> Response:
+    """Delete a committed checkpoint and the bytes that nothing else needs."""
+    delete_checkpoint(hub, model_id, checkpoint_id)
+    return answer({})
+
+
+def _check_sent(session: Session, model_id: str, checkpoint_id: str) -> None:
+    """Check that a checkpoint was sent to the model, whether or not it was deleted since.
+
+    Raises:
+        Problem: 404.
+    """
+    model = find_model(session, model_id)
+    for table in (Checkpoint, DeletedCheckpoint):
+        found = select(table.id).where(table.public_id == checkpoint_id, table.model_ref == model.id)
+        if session.scalar(found) is not None:
+            return
+    raise Problem(404, "the model has no such checkpoint")

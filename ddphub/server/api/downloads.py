@@ -63,7 +63,7 @@ def download_signed(
             )
         ).one_or_none()
     if found is None:
-        raise Problem(404, "the checkpoint was deleted with its model")
+        raise Problem(404, "the checkpoint was deleted")
     row, project = found.tuple()
     return _send(hub, request, row, project, name)
 
@@ -95,7 +95,7 @@ def _send(hub: Hub, request: Request, row: CheckpointFile, project: Project, nam
     except FileNotFoundError as error:
         with hub.database.read() as session:
             if session.get(CheckpointFile, row.id) is None:
-                raise Problem(404, "the checkpoint was deleted with its model") from error
+                raise Problem(404, "the checkpoint was deleted") from error
         _log.exception("the blob %s of project %s is gone", row.sha256, project.public_id)
         raise Problem(500, "the hub has lost this file: send its checkpoint again under a new entry id") from error
     file.seek(start)

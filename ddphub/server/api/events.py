@@ -28,14 +28,17 @@ def add(hub: HubDep, model_id: str, body: JsonBody) -> Response:
 
 @router.get("/models/{model_id}/events")
 def read(
+    *,
     hub: HubDep,
     model_id: str,
     kind: Annotated[str | None, Query(max_length=MAX_KIND)] = None,
+    rank: Annotated[int | None, Query(ge=0, le=INT64_MAX)] = None,
+    newest: bool = False,
     after: After = 0,
     limit: Limit = 1000,
 ) -> Response:
-    """Stored events, oldest first: of one kind, or of all but metrics."""
-    query = event_log.Query(after=after, limit=limit, kind=kind)
+    """Stored events, oldest first: of one kind, or of all but metrics and console; with `newest` the last ones."""
+    query = event_log.Query(after=after, limit=limit, kind=kind, rank=rank, newest=newest)
     with hub.database.read() as session:
         return answer(event_log.read(session, find_model(session, model_id), query))
 

@@ -14,6 +14,7 @@ from ddphub.server.api.access import api_router, find_model
 from ddphub.server.body import JsonBody, parse_object
 from ddphub.server.hub import HubDep
 from ddphub.server.problems import Problem, answer
+from ddphub.server.progress import note_heartbeat
 from ddphub.server.tables import Attempt, Model
 
 if TYPE_CHECKING:
@@ -39,18 +40,19 @@ def beat(hub: HubDep, model_id: str, body: JsonBody) -> Response:
         model = find_model(session, model_id)
         model.last_seen = now
         if request.get("attempt_id") is None:
-            hub_v1.report(session, model, [], now)
-            stop = model.stop_requested_at is not None
+            attempt: Attempt | None = hub_v1.report(session, model, [], now)
         else:
-            stop = model.stop_requested_at is not None and _started(session, model, request["attempt_id"])
+            attempt = _attempt(session, model, request["attempt_id"])
+        if attempt is not None:
+            note_heartbeat(attempt, now, hub.settings.heartbeat_s)
+        # Until an attempt has said when it started, nobody knows whether it is the one that was asked to stop.
+        stop = model.stop_requested_at is not None and attempt is not None and attempt.started_at is not None
     data: HeartbeatAnswer = {"agentId": request.get("agentId") or secrets.token_hex(16), "stop": stop}
     return answer(data)
 
 
-def _started(session: Session, model: Model, attempt_id: str) -> bool:
-    # Until an attempt has said when it started, nobody knows whether it is the one that was asked to stop.
-    found = select(Attempt.started_at).where(Attempt.model_ref == model.id, Attempt.attempt_id == attempt_id)
-    return session.scalar(found) is not None
+def _attempt(session: Session, model: Model, attempt_id: str) -> Attempt | None:
+    return session.scalar(select(Attempt).where(Attempt.model_ref == model.id, Attempt.attempt_id == attempt_id))
 
 
 @router.post("/models/{model_id}/stop")

@@ -8,28 +8,35 @@ from urllib.parse import urljoin
 
 from fastapi import Query, Request
 from fastapi.responses import Response
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from ddphub import events, names
 from ddphub.hubs.wire import IDEMPOTENCY_KEY, MAX_JSON_BODY
-from ddphub.server import hub_v1_view, model_view
-from ddphub.server.api.access import api_router, find_model
+from ddphub.server import hub_v1_view, model_search, model_view
+from ddphub.server.api.access import api_router, find_model, needs_key_or_session
 from ddphub.server.body import JsonBody, parse_object
 from ddphub.server.commits import new_public_id
 from ddphub.server.deletion import delete_model
 from ddphub.server.hub import Hub, HubDep
+from ddphub.server.labels import FIELDS as LABELS
+from ddphub.server.labels import set_labels
 from ddphub.server.problems import Problem, answer
 from ddphub.server.signing import Download
 from ddphub.server.tables import Model, Project
 
 router = api_router()
+reading_router = api_router(needs_key_or_session)
+
+_Words = Annotated[str | None, Query(max_length=model_search.MAX_WORDS)]
+_Some = Annotated[list[str], Query(max_length=32)]
 
 
 @router.post("/models")
 def create(hub: HubDep, request: Request, body: JsonBody) -> Response:
-    """Create a model; a repeat with the same run id finds it."""
+    """Create a model; a repeat with the same run id finds it, with the labels that people gave it since."""
     content = parse_object(body)
+    labels = {field: content.pop(field) for field in LABELS if field in content}
     run_id = request.headers.get(IDEMPOTENCY_KEY)
     if run_id is not None and (wrong := names.wrong_run_id(run_id)):
         raise Problem(422, f"{IDEMPOTENCY_KEY}: {wrong}")
@@ -52,6 +59,7 @@ def create(hub: HubDep, request: Request, body: JsonBody) -> Response:
             )
             session.add(model)
             session.flush()
+            set_labels(session, model, labels)
         elif content.get("config") and not (known := json.loads(model.request)).get("config"):
             # `ddphub submit` registers a run before its program has said what it is made with.
             model.request = events.to_json({**known, "config": content["config"]})
@@ -91,30 +99,33 @@ def _project(session: Session, content: dict[str, Any]) -> Project:
     return project
 
 
-@router.get("/models")
+@reading_router.get("/models")
 def read_all(
+    *,
     hub: HubDep,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     last_doc_id: str | None = None,
     project: str | None = None,
     run_id: str | None = None,
+    state: _Some = [],  # noqa: B006  # FastAPI copies it
+    tag: _Some = [],  # noqa: B006
+    search: _Words = None,
 ) -> Response:
-    """Models, newest first; `last_doc_id` is the page before's `lastRecordId`."""
+    """Models, newest first: of any given `state`, with every given `tag`, and with the text of `search` in them.
+
+    `last_doc_id` is the page before's `lastRecordId`, null when there is nothing more: a page with few results or none
+    is not the end. `total` is null where states are wanted.
+    """
+    wanted = model_search.Wanted(
+        project=project, run_id=run_id, states=frozenset(state), tags=frozenset(tag), words=search
+    )
     with hub.database.read() as session:
-        chosen = select(Model).where(Model.deleted_at.is_(None))
-        if run_id is not None:
-            chosen = chosen.where(Model.run_id == run_id)
-        if project is not None:
-            chosen = chosen.join(Project, Project.id == Model.project_ref).where(Project.name == project)
-        total = session.scalar(select(func.count()).select_from(chosen.subquery()))
-        if last_doc_id:
-            chosen = chosen.where(Model.id < find_model(session, last_doc_id).id)
-        models = session.scalars(chosen.order_by(Model.id.desc()).limit(limit)).all()
-        results = model_view.summaries(session, models, time.time(), hub.settings.heartbeat_s)
-    return answer({"results": results, "total": total, "lastRecordId": results[-1]["id"] if results else None})
+        after = find_model(session, last_doc_id) if last_doc_id else None
+        page = model_search.find(session, wanted, after=after, limit=limit, now=time.time(), patience=hub.patience)
+    return answer({"results": page.results, "total": page.total, "lastRecordId": page.last})
 
 
-@router.get("/models/{model_id}")
+@reading_router.get("/models/{model_id}")
 def read(hub: HubDep, request: Request, model_id: str) -> Response:
     """All that is known of one model."""
     with hub.database.read() as session:
@@ -129,21 +140,23 @@ def _shown(hub: Hub, request: Request, session: Session, model: Model) -> dict[s
         return urljoin(str(request.base_url), hub.signer.download_url(download))
 
     return {
-        **model_view.details(session, model, time.time(), hub.settings.heartbeat_s),
+        **model_view.details(session, model, time.time(), hub.patience),
         **hub_v1_view.fields(session, model, url_of),
     }
 
 
 @router.patch("/models/{model_id}")
 def change(hub: HubDep, request: Request, model_id: str, body: JsonBody) -> Response:
-    """Change what the model was created with: objects field by field, other values as a whole."""
+    """Change the labels, and what the model was created with: objects field by field, other values as a whole."""
     content = parse_object(body)
+    labels = {field: content.pop(field) for field in LABELS if field in content}
     for field in ("project", "projectId"):
         if field in content:
             raise Problem(422, f"{field}: a model stays in its project")
     name = _checked_name(content, path_allowed=True)
     with hub.database.write() as session:
         model = find_model(session, model_id)
+        set_labels(session, model, labels)
         known = json.loads(model.request)
         for field, value in content.items():
             old = known.get(field)
