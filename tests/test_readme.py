@@ -46,13 +46,15 @@ def programs():
 def test_each_command_of_the_readme_runs(command, tmp_path, own_hub):
     """In a folder with a run that waits, with the hub's URL and key in the environment."""
     place = tmp_path / "place"
-    run = ddphub.init(project="tests", name="readme", dir=place / ".ddphub", mode="offline")
+    run = ddphub.init(project="digits", name="readme", dir=place / ".ddphub", mode="offline")
     run.log({"loss": 1.0})
     run.finish()
     arguments = command.split()[1:]
     if arguments[0] != "serve":
         here = [str(place / part) if part.startswith("./") else part for part in arguments]
-        assert run.id in command_line(*here, hub=own_hub).stdout
+        if arguments[0] == "models":
+            command_line("sync", str(place / ".ddphub"), hub=own_hub)
+        assert (run.id if arguments[0] != "models" else "readme") in command_line(*here, hub=own_hub).stdout
         return
     program = [sys.executable, "-c", "from ddphub.cli import main; main()", *arguments]
     program[program.index("8765")] = "0"  # another hub may run here
@@ -94,6 +96,26 @@ def test_the_program_of_the_readme_runs(tmp_path, monkeypatch, own_hub, view):
     assert len(view.metrics()) == 6
     assert view.model()["project"] == "digits"
     assert len(view.checkpoints()) >= 1
+
+
+def test_what_the_readme_reads_from_a_hub(tmp_path, monkeypatch, capsys, own_hub, view):
+    """The same lines, with the id of a model that is there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DDPHUB_URL", own_hub.url)
+    monkeypatch.setenv("DDPHUB_API_KEY", own_hub.key)
+    (program,) = [one for one in programs() if "ddphub.Hub()" in one]
+    with pytest.raises(ZeroDivisionError), ddphub.init(project="digits", name="cnn") as run:
+        run.log({"train/loss": 0.5}, step=3)
+        (tmp_path / "made.pt").write_bytes(b"weights")
+        run.save_checkpoint("made.pt", kind="best")
+        1 / 0  # noqa: B018  # it fails
+    ddphub.Hub().model(view.models()[0]).set(tags=["paper"])
+    found = {"ddphub": ddphub}
+    exec(program.replace("ID or the URL of its page", view.models()[0]), found)
+    assert "cnn" in capsys.readouterr().out
+    assert [(one["step"], one["value"]) for one in found["records"]] == [(3, 0.5)]
+    assert (tmp_path / "best.pt").read_bytes() == b"weights"
+    assert ddphub.Hub().model(view.models()[0]).notes == "lr too high"
 
 
 @pytest.mark.parametrize("program", [one for one in programs() if "ultralytics import attach" in one])
