@@ -11,6 +11,8 @@ import { strokes } from "./strokes.js";
 /** A zoom asks at most this often while it moves. */
 const ASK_MS = 120;
 const SAY_MS = 500;
+/** Scrolling to and fro draws nothing anew. */
+const KEPT_MS = 2000;
 
 /** Draws one metric of one or several models into a <figure>. */
 export class Chart {
@@ -24,6 +26,7 @@ export class Chart {
   #cursor = null;
   #walked = null;
   #saying = null;
+  #leaving = null;
   #moved = () => this.#follow();
 
   /**
@@ -79,11 +82,12 @@ export class Chart {
     return this.#visible;
   }
 
-  /** Whether it is on the screen; what is not is neither asked for nor drawn. */
+  /** Whether it is on the screen; what is not is not asked for, and its canvas is put away after a while. */
   set visible(visible) {
     this.#visible = visible;
+    clearTimeout(this.#leaving);
     if (visible) this.change();
-    else this.plot.destroy();
+    else this.#leaving = setTimeout(() => this.plot.destroy(), KEPT_MS);
   }
 
   /** Draw again, with what was chosen or with other colours; ask for what that needs. */
