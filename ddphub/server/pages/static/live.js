@@ -14,6 +14,12 @@ const SLOWEST_S = 30;
 const PATIENCE_S = 15;
 const sign = document.getElementById("unreachable");
 
+/** The page's query, without what only its charts are about (charts/choices.js): a zoom changes no other part. */
+function query() {
+  const names = [...new URLSearchParams(location.search)].filter(([name]) => !name.startsWith("chart-"));
+  return names.length ? `?${new URLSearchParams(names)}` : "";
+}
+
 /** One part of the page that the hub renders. */
 class Fragment {
   constructor(element) {
@@ -22,7 +28,7 @@ class Fragment {
     this.used = false;
     // The page came with it.
     this.etag = element.dataset.etag ?? null;
-    this.url = this.etag ? element.dataset.fragment + location.search : null;
+    this.url = this.etag ? element.dataset.fragment + query() : null;
     this.timer = null;
     this.failures = 0;
     this.request = null;
@@ -47,7 +53,7 @@ class Fragment {
     const request = new AbortController();
     this.request = request;
     this.used = true;
-    const url = this.element.dataset.fragment + location.search;
+    const url = this.element.dataset.fragment + query();
     if (url !== this.url) this.etag = null;
     const patience = setTimeout(() => request.abort(), PATIENCE_S * 1000);
     try {

@@ -115,7 +115,7 @@ export class Plot {
       width: Math.max(this.#box.clientWidth, 100),
       height: Math.max(this.#box.clientHeight, 100),
       legend: { show: false },
-      padding: [8, 8, 0, 0],
+      padding: [8, 16, 0, 0],
       scales: {
         x: { time: false, range: () => this.#range },
         y: { distr: log ? 3 : 1, range: (_, low, high) => (log ? logRange(low, high) : valueRange(low, high)) },

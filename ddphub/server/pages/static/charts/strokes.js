@@ -23,7 +23,7 @@ import { smoothed } from "./lines.js";
 export function strokes(lines, { models, compared, choices, colours }) {
   const ranks = unique(lines.map((line) => line.rank));
   // The hub sends the oldest attempt's lines first.
-  const newest = models.map((_, source) => lines.findLast((line) => line.source === source)?.attempt);
+  const newest = models.map((_, source) => lines.findLast((line) => line.source === source && !line.older)?.attempt);
   const restarted = !compared && unique(lines.map((line) => line.attempt)).length > 1;
   return lines.map((line) => {
     const colour = compared
