@@ -52,8 +52,8 @@ class Browser:
         options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
         options.add_experimental_option("prefs", {"download.default_directory": str(self.downloads)})
         self.driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
-        self.driver.set_page_load_timeout(30)
-        self.driver.set_script_timeout(30)
+        self.driver.set_page_load_timeout(90)
+        self.driver.set_script_timeout(90)
         self._requested: list[str] = []
         self._complaints: list[str] = []
 
@@ -115,7 +115,7 @@ class Browser:
         """What a script returns; for looking at the page, not for working it."""
         return self.driver.execute_script(script, *arguments)
 
-    def wait(self, condition, timeout=30.0, what="the condition"):
+    def wait(self, condition, timeout=60.0, what="the condition"):
         """Asks again until `condition()` is true, also when a refresh took an element away; returns its value."""
 
         def now():
