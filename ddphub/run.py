@@ -13,9 +13,7 @@ import contextlib
 import itertools
 import logging
 import os
-import shutil
 import signal
-import tempfile
 import threading
 import time
 import traceback
@@ -24,8 +22,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 
-from ddphub import names, process
-from ddphub.checkpoints.staging import Slot, StagingArea
+from ddphub import process
+from ddphub.checkpoints.staging import StagingArea
 from ddphub.config import Settings
 from ddphub.distributed.agreement import agree
 from ddphub.distributed.courier import Courier
@@ -41,6 +39,7 @@ from ddphub.latest import await_latest, find_latest, tell_ranks
 from ddphub.metrics import INT_LIMIT, MetricReader
 from ddphub.observer import Observer
 from ddphub.owner import Owner, about
+from ddphub.saver import Saver, scratch
 from ddphub.session.folder import UNANSWERED, RunFolder, RunInfo
 from ddphub.session.spool import StraySpool
 
@@ -184,6 +183,7 @@ class Run:
                 topology=topology, rendezvous=rendezvous, keys=keys, spool=self._stray, about=about(topology)
             )
             self._outbox = Outbox(self._courier)
+        self._saver = Saver(self._reader, self._outbox.put, self._place, self._wake)
         self._observer = Observer(settings, topology, self._outbox.put, lambda: self._newest_step)
         if self._owner is not None:
             self._owner.announce()
@@ -268,15 +268,7 @@ class Run:
         """
         if not self._enabled or self.topology.rank != writer:
             return None
-        shown = name or os.path.basename(os.fspath(path).rstrip("/"))  # noqa: PTH119  # text only
-        try:
-            slot = self._slot(kind, epoch, step, shown)
-            staged = self._staging_area().stage(slot, Path(path), self._reader.read_for_wire(metrics))
-        except Exception as error:  # noqa: BLE001  # the promise: no exception reaches the training loop
-            self._refuse(shown, error)
-            return None
-        self._has_staged(slot, staged.entry_id, is_new=staged.new)
-        return staged.entry_id
+        return self._saver.save(path, epoch=epoch, step=step, kind=kind, name=name, metrics=metrics)
 
     @contextlib.contextmanager
     def checkpoint(
@@ -298,23 +290,13 @@ class Run:
         It counts when the block ends without an exception. When nothing can be staged the path is a temporary one
         that is thrown away, so the block always runs.
         """
-        area = pending = None
-        with contextlib.ExitStack() as staging:
-            if self._enabled:
-                try:
-                    slot = self._slot(kind, epoch, step, name)
-                    area = self._staging_area()
-                    pending = staging.enter_context(_Caught(self, area, slot, self._reader.read_for_wire(metrics)))
-                except Exception as error:  # noqa: BLE001  # the promise: nothing of ours reaches the loop
-                    self._refuse(name, error)
-            if pending is not None:
-                yield pending
-                return
-        scratch = Path(tempfile.mkdtemp(prefix="ddphub-"))
-        try:
-            yield scratch / "checkpoint"
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+        writing = (
+            self._saver.write(epoch=epoch, step=step, kind=kind, name=name, metrics=metrics)
+            if self._enabled
+            else scratch()
+        )
+        with writing as path:
+            yield path
 
     def latest_checkpoint(self, kind: Kind | None = None) -> Path | None:
         """The newest complete checkpoint of this run, of earlier attempts too: a copy that the caller may keep open.
@@ -342,7 +324,7 @@ class Run:
                 finally:
                     tell_ranks(self._owner.folder.latest, self._owner.attempt_id, number, path)
                 return path
-            attempt_id, area = self._attempt_id(), self._staging_area()
+            attempt_id, area = self._place()
             folder, courier = area.folder.parent, self._courier
             if courier is not None and courier.answer is not None and courier.answer.folder == folder:
                 return await_latest(RunFolder(folder).latest, attempt_id, number, lambda: courier.gave_up)
@@ -539,15 +521,9 @@ class Run:
 
     # Checkpoints.
 
-    def _slot(self, kind: str, epoch: int | None, step: int | None, name: str) -> Slot:
-        if kind not in wire.KINDS:
-            raise StagingError(f"kind={kind!r}: expected one of {', '.join(wire.KINDS)}")
-        wrong = names.wrong_file_name(name)
-        if wrong:
-            raise StagingError(f"name={name!r}: {wrong}")
-        return Slot(
-            self._attempt_id(), kind, self._reader.whole("epoch", epoch), self._reader.whole("step", step), name
-        )
+    def _place(self) -> tuple[str, StagingArea]:
+        """The attempt and where its checkpoints go; raises StagingError while this rank knows none."""
+        return self._attempt_id(), self._staging_area()
 
     def _attempt_id(self) -> str:
         if self._owner is not None:
@@ -572,22 +548,9 @@ class Run:
             raise StagingError("there is no run directory yet")
         return self._staging
 
-    def _has_staged(self, slot: Slot, entry_id: str, *, is_new: bool) -> None:
-        if not is_new:
-            return
-        self._tell_checkpoint("staged", slot.name, entry_id, None)
+    def _wake(self) -> None:
         if self._owner is not None:
             self._owner.session.wake()
-
-    def _refuse(self, name: str, error: Exception) -> None:
-        logger.warning("checkpoint %s is not reported: %s", name, error)
-        self._tell_checkpoint(
-            "refused", plain_text(name, 200), None, plain_text(f"{type(error).__name__}: {error}", REASON_LENGTH)
-        )
-
-    def _tell_checkpoint(self, state: str, name: str, entry_id: str | None, reason: str | None) -> None:
-        event = {"kind": "checkpoint", "state": state, "name": name, "entry_id": entry_id, "reason": reason}
-        self._outbox.put({"time": time.time(), **event})
 
     def _without_answer(self, stream_id: str) -> RunInfo:
         """The run as a rank knows it that rank 0 has not answered: under its own id if it has none."""
@@ -608,29 +571,3 @@ def _name(number: int) -> str:
 
 def _is_plain(number: object) -> bool:
     return number is None or (type(number) is int and -INT_LIMIT < number < INT_LIMIT)
-
-
-class _Caught(contextlib.AbstractContextManager[Path | None]):
-    """`StagingArea.write` whose own errors are reported and swallowed; the block's errors pass through."""
-
-    def __init__(self, run: Run, area: StagingArea, slot: Slot, metrics: dict[str, Any]) -> None:
-        self._run = run
-        self._slot = slot
-        self._writing = area.write(slot, metrics)
-
-    def __enter__(self) -> Path | None:
-        self._pending = self._writing.__enter__()
-        return self._pending.path
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            self._writing.__exit__(kind, error, trace)
-        except Exception as own:
-            if own is error:
-                raise
-            self._run._refuse(self._slot.name, own)  # this file's own
-            return
-        if error is None:
-            self._run._has_staged(self._slot, self._pending.entry_id, is_new=self._pending.new)

@@ -126,7 +126,7 @@ def test_a_block_that_fails_leaves_no_checkpoint(start, view):
     assert view.checkpoints() == []
 
 
-@pytest.mark.parametrize("kind_of_path", ["missing", "fifo", "empty directory", "wrong kind", "bad name"])
+@pytest.mark.parametrize("kind_of_path", ["missing", "fifo", "empty directory", "wrong kind", "bad name", "none"])
 def test_what_is_no_checkpoint_is_refused_with_a_warning_and_an_event(start, view, tmp_path, caplog, kind_of_path):
     """Training goes on; the hub and the report know."""
     run = start()
@@ -141,6 +141,8 @@ def test_what_is_no_checkpoint_is_refused_with_a_warning_and_an_event(start, vie
     elif kind_of_path == "bad name":
         path.write_bytes(b"x")
         options = {"name": "../up"}
+    elif kind_of_path == "none":
+        path = None
     assert run.save_checkpoint(path, epoch=0, **options) is None
     run.log({"loss": 1.0})
     run.finish()
