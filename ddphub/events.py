@@ -15,7 +15,7 @@ The event at index i has seq `first + i`. Delivery expands a batch to the record
 | log | level: "info" or "warning", message: str |
 | attempt | state: one of ATTEMPT_STATES; world_size: int; host: str; reason: str or null; slurm; said_by |
 | rank | of_rank: int; state: "joined", "lost", "back", "left"; host: str; pid, local_rank, node: int; reason |
-| checkpoint | state: "staged", "superseded", "refused"; entry_id: str or null; name: str; reason: str or null |
+| checkpoint | state: "staged" or "refused"; entry_id: str or null; name: str; reason: str or null |
 | console | stream: "stdout" or "stderr"; lines: [str]; left_out: int, lines missing right before these |
 
 Metrics whose names begin with `system/` are what a rank measures of its process, machine and GPU; their step is the

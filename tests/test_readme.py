@@ -103,14 +103,14 @@ def test_what_the_readme_reads_from_a_hub(tmp_path, monkeypatch, capsys, own_hub
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DDPHUB_URL", own_hub.url)
     monkeypatch.setenv("DDPHUB_API_KEY", own_hub.key)
-    (program,) = [one for one in programs() if "ddphub.Hub()" in one]
+    (program,) = [one for one in programs() if "hub = Hub()" in one]
     with pytest.raises(ZeroDivisionError), ddphub.init(project="digits", name="cnn") as run:
         run.log({"train/loss": 0.5}, step=3)
         (tmp_path / "made.pt").write_bytes(b"weights")
         run.save_checkpoint("made.pt", kind="best")
         1 / 0  # noqa: B018  # it fails
     ddphub.Hub().model(view.models()[0]).set(tags=["paper"])
-    found = {"ddphub": ddphub}
+    found: dict = {}
     exec(program.replace("ID or the URL of its page", view.models()[0]), found)
     assert "cnn" in capsys.readouterr().out
     assert [(one["step"], one["value"]) for one in found["records"]] == [(3, 0.5)]

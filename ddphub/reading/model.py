@@ -113,7 +113,7 @@ class Model:
     def metrics(self, name: str | None = None, *, rank: int | None = None) -> Iterator[MetricRecord]:
         """Every value that was logged, as flat records, in the order in which they reached the hub.
 
-        A restarted run may have logged a step in two attempts: the newest attempt's value counts, and in it the last.
+        A restarted run may have logged a step in two attempts: the newest attempt's value counts.
 
         Args:
             name: only this metric.

@@ -2,8 +2,8 @@
 
 | health | the first that fits |
 | --- | --- |
-| done | it said goodbye; rank 0 also when it said how the attempt ended |
-| dead | it left with a failure, its process is gone, or the attempt is over without its goodbye |
+| done | it said goodbye; rank 0 also when it said how an attempt ended that did not fail |
+| dead | it left with a failure, its process is gone, or the attempt failed or is over without its goodbye |
 | silent | rank 0 does not hear it, it has not joined in JOIN_S, or the hub does not hear rank 0 |
 | stalled | the model is; or the rank, by its own longest pause, while others go on |
 | slow | it makes less than SLOW of the median rate, or lags |
@@ -168,7 +168,9 @@ class Grid:
         if one.state == "left":
             return "dead" if one.reason else "done"
         if self._is_over:
-            return "done" if one.rank == 0 and self._has_ended else "dead"
+            # Rank 0 tells the attempt's end, and failed with it.
+            is_done = one.rank == 0 and self._has_ended and self._state not in {"failed", "node_failed"}
+            return "done" if is_done else "dead"
         if one.is_gone:
             return "dead"
         if one.state in {"lost", "absent"} or self._state == "lost":

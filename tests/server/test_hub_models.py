@@ -100,6 +100,15 @@ def test_a_run_id_makes_one_model_however_often_it_is_sent(hub):
     assert other["id"] != ids[0]
 
 
+def test_a_later_attempt_says_what_it_is_made_with(hub):
+    body = {"project": "again", "meta": {"name": "net"}}
+    made = [create(hub, {**body, **config}, "run-1").json()["data"] for config in ({}, {"config": {"epochs": 100}})]
+    again = create(hub, {**body, "config": {"epochs": 8}}, "run-1").json()["data"]
+    silent = create(hub, body, "run-1").json()["data"]
+    assert [one["config"] for one in (*made, again, silent)] == [{}, {"epochs": 100}, {"epochs": 8}, {"epochs": 8}]
+    assert silent["id"] == made[0]["id"]
+
+
 def test_without_a_run_id_every_request_makes_a_model(hub):
     body = {"project": "many", "meta": {"name": "net"}}
     assert create(hub, body).json()["data"]["id"] != create(hub, body).json()["data"]["id"]

@@ -38,7 +38,7 @@ def test_the_ranks_of_an_attempt(ranks):
         (1, "ok", 2**20),
     ]
     assert [(one["rank"], one["health"], one["last_step"], one["lag"]) for one in older["results"]] == [
-        (0, "done", 5, 0),
+        (0, "dead", 5, 0),  # it told the end of an attempt that failed with it
         (1, "dead", 4, 1),
         (2, "dead", 3, 2),
     ]

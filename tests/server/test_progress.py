@@ -456,7 +456,7 @@ def test_ends_say_why(training):
     look = training.look()
     assert look["reason"] == "rank 1: torch.OutOfMemoryError: CUDA out of memory."
     assert (look["traceback"], look["silent_s"], look["progress"]["rate"]) == (said, None, None)
-    assert training.healths() == ["done", "dead", "dead", "dead"]
+    assert training.healths() == ["dead", "dead", "dead", "dead"]
 
 
 @pytest.mark.parametrize(

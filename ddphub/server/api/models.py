@@ -60,8 +60,9 @@ def create(hub: HubDep, request: Request, body: JsonBody) -> Response:
             session.add(model)
             session.flush()
             set_labels(session, model, labels)
-        elif content.get("config") and not (known := json.loads(model.request)).get("config"):
-            # `ddphub submit` registers a run before its program has said what it is made with.
+        elif content.get("config") and content["config"] != (known := json.loads(model.request)).get("config"):
+            # A later attempt may be made with something else; and `ddphub submit` registers a run before its program
+            # has said what it is made with.
             model.request = events.to_json({**known, "config": content["config"]})
         data = _shown(hub, request, session, model)
     return answer(data)

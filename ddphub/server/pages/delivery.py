@@ -63,7 +63,7 @@ def report(session: Session, model: Model) -> dict[str, Any]:
         "committed": committed,
         "arriving": arriving,
         "staged": _count(said, "staged"),
-        "superseded": _count(said, "superseded"),
+        "unsent": max(0, _count(said, "staged") - (committed or 0) - (arriving or 0)),
         "refused": _count(said, "refused"),
         "warnings": [one for one in logged if one.get("level") == "warning"][-_WARNINGS:],
     }
