@@ -25,6 +25,7 @@ from typing import Any, Final, Literal, Self
 from ddphub import process
 from ddphub.checkpoints.staging import StagingArea
 from ddphub.config import Settings
+from ddphub.console.keys import without_keys
 from ddphub.distributed.agreement import agree
 from ddphub.distributed.courier import Courier
 from ddphub.distributed.outbox import Outbox
@@ -511,7 +512,8 @@ class Run:
 
     def on_failure(self, kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
         """See `process`: the run is a failed one, and says why."""
-        self._failure = plain_text("".join(traceback.format_exception(kind, error, trace)), REASON_LENGTH)
+        said = without_keys("".join(traceback.format_exception(kind, error, trace)), self._settings.secrets)
+        self._failure = plain_text(said, REASON_LENGTH)
 
     def on_fork(self) -> None:
         """See `process`: in the child this copy is silent; its threads are the parent's."""

@@ -153,6 +153,14 @@ def test_what_is_no_checkpoint_is_refused_with_a_warning_and_an_event(start, vie
     assert len(view.metrics()) == 1
 
 
+def test_a_key_in_a_failure_goes_nowhere(start, view, own_hub):
+    with pytest.raises(ValueError, match="key"), start():
+        raise ValueError(f"first line\nthe key is {own_hub.key}, they say")
+    model = view.model()
+    assert (model["state"], own_hub.key in repr(model)) == ("failed", False)
+    assert "first line\n[a line with an API key]" in model["traceback"]
+
+
 def test_the_rate_limit_supersedes_but_keeps_first_newest_best_and_final(start, view, tmp_path):
     """With 900 s between uploads a short run sends its first save, its newest ones, and every final."""
     run = start(rate_limits={"ckpt": 900})

@@ -20,7 +20,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Final
 
-from ddphub.console.keys import Keys
+from ddphub.console.keys import WITHHELD, Keys
 from ddphub.console.screen import Line, Screen
 from ddphub.console.tap import STREAMS, Tap
 from ddphub.events import MAX_CONSOLE_LINES, Event, plain_text
@@ -48,9 +48,6 @@ EVENT_BYTES: Final = 32 * 1024
 
 LINE_LENGTH: Final = 1000
 """Characters of a line; of a longer one the beginning is kept, and the number of those behind it."""
-
-WITHHELD: Final = "[a line with an API key]"
-"""In place of a line that holds a key of ours."""
 
 PATIENCE: Final = 1.0
 """Seconds that a flush waits for a look under way."""

@@ -4,8 +4,14 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 from urllib.parse import unquote
 
+WITHHELD: Final = "[a line with an API key]"
+"""In place of a line that holds a key of ours."""
+
 LAYERS: Final = 3
 """How many times over a key is looked for as URLs encode it: a URL within a URL is encoded twice."""
+
+PIECE: Final = 10
+"""Characters of a key that no line may hold in a row, or a third of it if that is more."""
 
 _FACTOR: Final = 1 + 2 * LAYERS
 """Characters that one of a key may have become then: %41, %2541, %252541."""
@@ -31,7 +37,23 @@ class Keys:
 
         The latter because the rest may come in the next write, or in the next line.
         """
-        return any(key in form or _begins_at_the_end(key, form) for form in _forms(text) for key in self._keys)
+        return any(
+            _begins_at_the_end(key, form) or any(piece in form for piece in _pieces(key))
+            for form in _forms(text)
+            for key in self._keys
+        )
+
+
+def without_keys(text: str, keys: Iterable[str]) -> str:
+    """A text of several lines whose lines with a key say only that."""
+    known = Keys(keys)
+    return "\n".join(WITHHELD if known.are_in(line) else line for line in text.split("\n"))
+
+
+def _pieces(key: str) -> Iterator[str]:
+    """Parts of a key that tell too much of it: whoever folds a long line cuts a key anywhere."""
+    length = max(PIECE, len(key) // 3) if len(key) > PIECE else len(key)
+    return (key[start : start + length] for start in range(len(key) - length + 1))
 
 
 def _begins_at_the_end(key: str, text: str) -> bool:

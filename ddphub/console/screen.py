@@ -155,6 +155,10 @@ class Screen:
             elif self._rows[self._cursor].text:
                 self._rows[self._cursor].is_back = True
 
+    def _cursor_room(self) -> int:
+        written = max((place for place, row in enumerate(self._rows) if row.text), default=0)
+        return max(0, written + FARTHEST - self._cursor)
+
     def _move(self, move: str, number: str, now: float) -> None:
         row = self._rows[self._cursor]
         count = min(int(number or 1), FARTHEST)
@@ -164,7 +168,8 @@ class Screen:
             if move == "F" or row.is_back or not row.text:
                 self._rows[self._cursor].is_back = True
         elif move in "BE":
-            self._down(count, now)
+            # A terminal's cursor stops at the last line.
+            self._down(min(count, self._cursor_room()), now)
         elif move == "G":
             row.is_back = row.is_back or number in {"", "0", "1"}
         elif row.is_back or number in {"1", "2"}:  # K or J: a line, or the screen below it

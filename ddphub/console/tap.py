@@ -45,10 +45,12 @@ class Tap:
     """
 
     def __init__(self) -> None:
-        self._arrived: deque[Piece] = deque(maxlen=ARRIVED)
+        self._arrived: deque[Piece] = deque()
         self._pieces: deque[Piece] = deque()
         self._size = 0
         self._lost: dict[str, int] = {}
+        self._dropped: dict[tuple[str, int], tuple[int, int]] = {}  # of a stream by a thread: writes, and line ends
+        self._counted: dict[tuple[str, int], tuple[int, int]] = {}  # of these what `_lost` has
         self._open = False
         # Around everything but what has arrived. No writer waits for it: a signal's handler may run in its midst, for
         # long, and print, and wait for a thread that prints.
@@ -103,6 +105,8 @@ class Tap:
             if self._open:
                 try:
                     arrived.append((name, get_ident(), text))
+                    if len(arrived) > ARRIVED:
+                        self._drop(arrived.popleft())
                     if lock.acquire(blocking=False):
                         try:
                             self._gather()
@@ -114,9 +118,24 @@ class Tap:
 
         return write
 
+    def _drop(self, piece: Piece) -> None:
+        """Gives up a write that nobody takes in. Only its own thread changes a count, so none is lost."""
+        key = piece[0], threading.get_ident()
+        writes, ends = self._dropped.get(key, (0, 0))
+        self._dropped[key] = writes + 1, ends + piece[2].count("\n")
+
     def _gather(self) -> None:
         """Takes in what has arrived, and bounds it. With the lock."""
         arrived, pieces = self._arrived, self._pieces
+        for key, (writes, ends) in list(self._dropped.items()):
+            known = self._counted.get(key, (0, 0))
+            if writes > known[0]:
+                self._counted[key] = writes, ends
+                for stream, _, text in pieces:  # what is missing comes after these, and has to come before all
+                    self._lost[stream] = self._lost.get(stream, 0) + text.count("\n")
+                pieces.clear()
+                self._size = 0
+                self._lost[key[0]] = self._lost.get(key[0], 0) + ends - known[1]
         while arrived:
             piece = arrived.popleft()
             pieces.append(piece)

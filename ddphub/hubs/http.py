@@ -15,6 +15,7 @@ which would carry it elsewhere. Nothing is tried twice here: that is for the cal
 import contextlib
 import json
 import logging
+import re
 import socket
 import threading
 import time
@@ -307,11 +308,15 @@ def _raise_for_status(response: requests.Response, what: str, *, signed: bool) -
     raise HubRejected(status, message)
 
 
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
 def _said(response: requests.Response) -> str:
     """The problem's text, or the first 200 characters of whatever came."""
     try:
         content = json.loads(response.content)
-        return str(content.get("detail") or content.get("message"))[:200]
+        # Ends in logs and on terminals, which must not take it for commands.
+        return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", str(content.get("detail") or content.get("message"))[:200])
     except (ValueError, AttributeError, RecursionError):
         return repr(response.text[:200])
 

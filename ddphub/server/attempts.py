@@ -82,7 +82,7 @@ def apply_events(
     for event in batch:
         streams.setdefault((event.attempt_id, event.rank), []).append(event)
         if event.rank == 0 and event.kind == "attempt":
-            _apply_attempt(model, attempts[event.attempt_id], event)
+            _apply_attempt(session, model, attempts[event.attempt_id], event)
         elif event.rank == 0 and event.kind == "rank":
             _apply_rank(ranks.row(attempts[event.attempt_id], event.fields["of_rank"]), event)
     for (attempt_id, rank), events in streams.items():
@@ -91,11 +91,12 @@ def apply_events(
         note_events(attempts[attempt_id], reporter, events, now)
 
 
-def _apply_attempt(model: Model, attempt: Attempt, event: IncomingEvent) -> None:
+def _apply_attempt(session: Session, model: Model, attempt: Attempt, event: IncomingEvent) -> None:
     fields = event.fields
     if fields["state"] == "started":
         asked = model.stop_requested_at
-        if attempt.started_at is None and asked is not None and event.time > asked:
+        is_first = attempt.started_at is None
+        if is_first and asked is not None and (event.time > asked or _is_obeyed(session, model, asked)):
             # Whoever asked meant the attempt that ran then, not the one that was started after it.
             model.stop_requested_at = None
         attempt.started_at = event.time if attempt.started_at is None else min(event.time, attempt.started_at)
@@ -111,6 +112,13 @@ def _apply_attempt(model: Model, attempt: Attempt, event: IncomingEvent) -> None
         attempt.ended_at = event.time if fields["state"] in ENDED else None
         attempt.reason = fields.get("reason")
         attempt.said_by = fields.get("said_by")
+
+
+def _is_obeyed(session: Session, model: Model, asked: float) -> bool:
+    """Whether all attempts that the hub knew when it was asked to stop have ended: no node's clock decides."""
+    known = select(Attempt.state).where(Attempt.model_ref == model.id, Attempt.seen_at <= asked)
+    states = session.scalars(known).all()
+    return bool(states) and all(state in ENDED for state in states)
 
 
 def _apply_rank(rank: Rank, event: IncomingEvent) -> None:
@@ -160,7 +168,14 @@ def age(attempt: Attempt) -> tuple[bool, float, int]:
     Numbers tell the order of first sight, and an offline attempt is seen late; an attempt that never said it started
     is what a rank left behind that did not find its rank 0.
     """
-    return attempt.state is not None, attempt.started_at or attempt.first_time, attempt.number
+    return attempt.state is not None, _began(attempt), attempt.number
+
+
+def _began(attempt: Attempt) -> float:
+    # Nodes' clocks may be hours off, so the hub's counts where it heard the attempt live.
+    if attempt.seen_at is not None and (attempt.heard_at or 0.0) > attempt.seen_at:
+        return attempt.seen_at
+    return attempt.started_at or attempt.first_time
 
 
 def newest(attempts: Sequence[Attempt]) -> Attempt | None:

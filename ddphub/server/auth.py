@@ -16,7 +16,6 @@ from ddphub.server.signing import Signer
 from ddphub.server.tables import ApiKey
 
 KEY_LENGTH: Final = 42
-COOKIE: Final = "ddphub_session"
 
 _ALPHABET: Final = string.ascii_letters + string.digits
 
@@ -29,6 +28,10 @@ def new_key() -> str:
 class Keys:
     """The keys that this hub accepts.
 
+    Attributes:
+        cookie: the name of its browser sessions' cookie. Browsers tell hosts apart but not ports: two hubs on one
+            host would sign each other's users out.
+
     Args:
         database: holds the salted digests of the keys that the hub made.
         signer: signs browser sessions.
@@ -40,6 +43,7 @@ class Keys:
         self._database = database
         self._signer = signer
         self._session_lifetime_s = session_lifetime_s
+        self.cookie = f"ddphub_session_{signer.sign('cookie name')[:8]}"
         with database.read() as session:
             self._known = [(row.salt, row.digest) for row in session.scalars(select(ApiKey).order_by(ApiKey.id))]
         if api_key is not None:

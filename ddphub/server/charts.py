@@ -69,7 +69,9 @@ class Charts:
         if series is None:
             raise Problem(404, "the model has no such metric, or none yet")
         number, count, rank0_count = series
-        sorted_by = load_only(Attempt.number, Attempt.state, Attempt.started_at, Attempt.first_time)
+        sorted_by = load_only(
+            Attempt.number, Attempt.state, Attempt.started_at, Attempt.first_time, Attempt.seen_at, Attempt.heard_at
+        )
         attempts = session.scalars(select(Attempt).where(Attempt.model_ref == model.id).options(sorted_by)).all()
         stored = StoredSeries(
             model_id=model.public_id,

@@ -4,6 +4,7 @@ Bytes go after rows: a crash between them leaves files that the next start remov
 """
 
 import time
+from typing import Final
 
 from sqlalchemy import ColumnElement, and_, delete, not_, select
 from sqlalchemy.orm import Session
@@ -26,6 +27,9 @@ from ddphub.server.tables import (
     Tag,
 )
 
+_PAUSE_S: Final = 0.01
+"""Seconds between two transactions: the writer's lock goes to whoever comes first, not to whoever waits longest."""
+
 
 def delete_model(hub: Hub, model_id: str, *, hard: bool) -> None:
     """Delete a model; its run id is free for another one.
@@ -45,6 +49,13 @@ def delete_model(hub: Hub, model_id: str, *, hard: bool) -> None:
         if not hard:
             model.deleted_at, model.run_id = time.time(), None
             return
+        # From here on nobody sees it and nothing is added to it; who repeats this goes on with what is left.
+        model.deleted_at, model.run_id = model.deleted_at or time.time(), None
+    _delete_large(hub, model)
+    with hub.database.write() as session:
+        model = session.scalar(select(Model).where(Model.public_id == model_id))
+        if model is None:
+            raise Problem(404, "the hub has no such model")  # someone else was at it, too
         project = session.get_one(Project, model.project_ref)
         unused = list(session.scalars(select(Blob.sha256).where(_unused_blobs(model, _all_of(model)))))
         checkpoints = list(session.scalars(select(Checkpoint.public_id).where(Checkpoint.model_ref == model.id)))
@@ -52,6 +63,21 @@ def delete_model(hub: Hub, model_id: str, *, hard: bool) -> None:
     hub.charts.forget(model_id)
     hub.commits.forget(checkpoints)
     hub.commits.remove_unvouched(project.public_id, unused)
+
+
+def _delete_large(hub: Hub, model: Model) -> None:
+    """Delete the rows of which there are millions, some at a time: what live runs send does not wait for them all."""
+    series = select(Series.id).where(Series.model_ref == model.id)
+    for table, of_model, most in (
+        (Event, Event.model_ref == model.id, 10_000),
+        (Points, Points.series_ref.in_(series), 200),
+    ):
+        some = delete(table).where(table.id.in_(select(table.id).where(of_model).limit(most)))
+        count = most
+        while count == most:
+            with hub.database.write() as session:
+                count = session.connection().execute(some).rowcount
+            time.sleep(_PAUSE_S)
 
 
 def delete_checkpoint(hub: Hub, model_id: str, checkpoint_id: str) -> None:

@@ -78,7 +78,7 @@ def _reported_by_hub_v1(model: Model, attempts: list[Attempt]) -> bool:
 
 def _summary(model: Model, project: Project, facts: _Facts, *, begun: bool, tags: list[str]) -> dict[str, Any]:
     condition, state = facts.condition, facts.condition.state
-    attempt = newest(facts.attempts)
+    attempt = condition.attempt
     return {
         "id": model.public_id,
         "project": project.name,
@@ -95,6 +95,7 @@ def _summary(model: Model, project: Project, facts: _Facts, *, begun: bool, tags
         "silent_s": None if condition.silent_s is None else round(condition.silent_s, 1),
         "status": "trained" if state == "finished" else "training" if begun else "new",
         "tags": tags,
+        "attempt": None if attempt is None else attempt.number,
         "stop_requested": model.stop_requested_at is not None,
         "attempts": [
             {
@@ -143,7 +144,7 @@ def details(session: Session, model: Model, now: float, patience: Patience) -> d
     """
     count = select(func.count()).where(Checkpoint.model_ref == model.id, Checkpoint.committed_at.is_not(None))
     ((summary, facts),) = _summaries(session, [model], now, patience)
-    attempt = newest(facts.attempts)
+    attempt = facts.condition.attempt
     return {
         **summary,
         "config": json.loads(model.request).get("config") or {},
@@ -170,7 +171,7 @@ def ranks(
     """
     ((_, facts),) = _summaries(session, [model], now, patience)
     wanted = [one for one in facts.attempts if one.number == attempt]
-    chosen = newest(facts.attempts) if attempt is None else next(iter(wanted), None)
+    chosen = facts.condition.attempt if attempt is None else next(iter(wanted), None)
     if chosen is None:
         return [] if attempt is None else None
     return _ranks(session, chosen, facts)
@@ -178,7 +179,7 @@ def ranks(
 
 def _ranks(session: Session, attempt: Attempt, facts: _Facts) -> list[dict[str, Any]]:
     condition, said = facts.condition, facts.condition.attempts[attempt.id].state
-    is_newest = attempt is newest(facts.attempts)
+    is_newest = attempt is condition.attempt
     everyone: Sequence[Standing] | None = condition.everyone if is_newest else None
     if everyone is None:
         everyone = standings(session, [attempt.id]).get(attempt.id, ())

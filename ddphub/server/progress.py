@@ -1,8 +1,8 @@
 """Progress: what the hub remembers of how ranks go, from the events that they send anyway.
 
-A rank makes progress when a metrics event of it brings a higher step, or a new epoch. Metrics whose names all begin
-with `system/` say nothing of it: a sampler sends them whatever the training does. A loop may count its steps anew in
-each epoch, and may log epochs between steps without an epoch of their own.
+A rank makes progress when it logs metrics: with a higher step, in a new epoch, or with a counter that says nothing of
+how far it is (anew in each epoch, a stray one, an epoch as the step). Metrics whose names all begin with `system/` do
+not count: a sampler sends them whatever the training does.
 
 Silence is measured by the hub's clock alone, from arrival to arrival: nodes' clocks may be minutes off, and a backlog
 comes late. Steps a second are measured by the clock of the rank that made them.
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from ddphub.events import SYSTEM
+from ddphub.server.body import INT64_MAX
 from ddphub.server.incoming_events import IncomingEvent
 from ddphub.server.tables import Attempt, Rank
 
@@ -101,7 +102,7 @@ class _Walk:
         if before is None:
             rise = 0
         elif step > before:
-            rise = step - before
+            rise = min(step - before, INT64_MAX)
             self._stride = max(rise, self._stride or 0)
         elif is_new_epoch and self._epoch is not None:
             rise = max(1, step)  # a loop that counts anew in each epoch
@@ -110,6 +111,9 @@ class _Walk:
             self._epoch, self._time, self._has_progress = epoch, event.time, True
             return
         else:
+            # A counter that began anew, one beside another, or one that counts epochs: the program goes on, though
+            # it does not say how far it is.
+            self._time, self._has_progress = event.time, True
             return
         self._step, self._epoch, self._time, self._has_progress = step, epoch, event.time, True
         self._measure(rise, event.time)
@@ -118,7 +122,7 @@ class _Walk:
         if self._mark is None or time < self._mark:  # the first step; or the node's clock was set back
             self._mark, self._moved = time, 0
             return
-        self._moved += rise
+        self._moved = min(self._moved + rise, INT64_MAX)  # as much as the database holds
         seconds = time - self._mark
         if seconds < RATE_WINDOW_S:
             return

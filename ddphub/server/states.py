@@ -75,6 +75,7 @@ class Condition:
         silent_s: seconds since the newest attempt's last heartbeat; None when it has ended.
         heard_until: up to when the newest attempt is known to live.
         attempts: what is shown of each attempt, by its row's number.
+        attempt: the one that this is said of; None where there is none.
         everyone: the newest attempt's ranks, where the reason speaks of them.
     """
 
@@ -84,6 +85,7 @@ class Condition:
     silent_s: float | None = None
     heard_until: float = 0.0
     attempts: Mapping[int, Shown]
+    attempt: Attempt | None = None
     everyone: Sequence[Standing] | None = None
 
 
@@ -122,9 +124,9 @@ class _Look:
         self._now = now
         self._patience = patience
         self._silent: Sequence[Standing] = ()
-        self.newest = attempt = newest(attempts)
         self._shown = shown(attempts)
         self._heartbeat_s = patience.heartbeat_s
+        self.newest = attempt = self._current()
         self._heard_at = 0.0
         self._is_hub_v1 = False
         self._is_stalled = False
@@ -139,6 +141,23 @@ class _Look:
             heard_at = model.last_seen
         self._heard_at = heard_at or attempt.first_time
         self.lives = self._shown[attempt.id].state not in ENDED and not self._is_silent(self._heard_at)
+
+    def _current(self) -> Attempt | None:
+        """The attempt that started last; or, where that is over or silent, one that is heard of since."""
+        last = newest(self._attempts)
+        if last is None:
+            return None
+        heard_at = last.heard_at or last.first_time
+        if self._shown[last.id].state not in ENDED and not self._is_silent(heard_at):
+            return last
+        others = [
+            one
+            for one in self._attempts
+            if self._shown[one.id].state not in ENDED
+            and (one.heard_at or 0.0) > max(heard_at, one.seen_at or 0.0)
+            and not self._is_silent(one.heard_at or 0.0)
+        ]
+        return newest(others) or last
 
     def _is_silent(self, heard_at: float) -> bool:
         up_since = self._patience.up_since
@@ -161,7 +180,9 @@ class _Look:
         self._silent = [one for one in known if one.state == "lost"]
         # Before the first step a rank may be silent because it compiles, which lets no other thread of it run.
         is_waited_for = any(
-            zero is None or zero.last_step_time is None or zero.last_step_time <= (one.state_time or 0.0)
+            attempt.progress_at is None
+            if zero is None or zero.last_step_time is None  # it logs nothing, so it does not tell
+            else zero.last_step_time <= (one.state_time or 0.0)
             for one in self._silent
             if one.is_gone or attempt.progress_at is not None
         )
@@ -208,11 +229,12 @@ class _Look:
         end = attempts[attempt.id]
         if end.state in ENDED:
             traceback = end.reason if end.state == "failed" else None
-            return Condition(state=end.state, reason=reasons.of_end(end), traceback=traceback, attempts=attempts)
+            reason = reasons.of_end(end)
+            return Condition(state=end.state, reason=reason, traceback=traceback, attempts=attempts, attempt=attempt)
         silent_s = max(0.0, self._now - self._heard_at)
         if not self.lives:
             state = "lost"
-            reason: str | None = reasons.of_silence(attempt, silent_s, self._heartbeat_s)
+            reason = reasons.of_silence(attempt, silent_s, self._heartbeat_s)
         elif self.needs_ranks:
             state = "stalled" if self._is_stalled else "running"
             gap = max((one.longest_gap or 0.0 for one in self._attempts), default=0.0)
@@ -225,6 +247,7 @@ class _Look:
             silent_s=silent_s,
             heard_until=self._heard_until,
             attempts=attempts,
+            attempt=attempt,
             everyone=everyone if self.needs_ranks else None,
         )
 

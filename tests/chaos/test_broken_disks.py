@@ -78,7 +78,7 @@ def delivered(training, hub, lost=(), superseded=()):
     assert view.saved() == wanted
     status = training.status()
     # Whoever asks is told why saves were refused, and of nothing else.
-    assert [problem for problem in status["problems"] if "saves refused" not in problem] == []
+    assert [problem for problem in status["problems"] if " refused, " not in problem] == []
     assert status["checkpoints"]["uploaded"] == len(wanted)
     clean(training.run_folder)
     assert not list(training.run_folder.glob("staging/*/files/*")), "delivered bytes are deleted"

@@ -100,11 +100,11 @@ def test_the_cookie_is_signed_and_kept_from_scripts(hub):
     assert "HttpOnly" in cookie
     assert "SameSite=strict" in cookie
     assert hub.key not in cookie
-    value = re.match("ddphub_session=([^;]+)", cookie).group(1)
+    name, value = re.match("(ddphub_session_[0-9a-f]{8})=([^;]+)", cookie).groups()
     expires, _, signature = value.partition(".")
     forged = ["", "x", f"{int(expires) + 1}.{signature}", f"{expires}.{'0' * 64}", f"1.{signature}", f"{expires}."]
     for one in forged:
-        answer = requests.get(f"{hub.url}/", headers={"cookie": f"ddphub_session={one}"}, allow_redirects=False)
+        answer = requests.get(f"{hub.url}/", headers={"cookie": f"{name}={one}"}, allow_redirects=False)
         assert answer.status_code == 303
 
 
@@ -210,7 +210,7 @@ def test_the_list_is_found_by_its_address(hub, browser):
     assert listed(project=project, search=running.model_id) == []
     for nothing in ({"state": "odd"}, {"project": "odd"}, {"search": "odd odd"}):
         assert listed(**nothing) == []
-        assert "No model is like that" in browser.get(f"{hub.url}/", params=nothing).text
+        assert "No model matches" in browser.get(f"{hub.url}/", params=nothing).text
     page = text_of(browser.get(f"{hub.url}/", params={"project": project}))
     assert "ValueError: &lt;no&gt;" in page
     assert "Traceback" not in page
@@ -248,7 +248,8 @@ def test_a_hub_without_models_says_what_to_paste_and_keeps_the_key(start_hub):
     with requests.Session() as browser:
         page = browser.post(f"{hub.url}/sign-in", data={"key": hub.key}).text
     assert f"export DDPHUB_URL={hub.url}\n" in page
-    assert "ddphub.init(project=" in page
+    assert '<pre id="paste-python" tabindex="0">import ddphub\n\nrun = ddphub.init(project=' in page
+    assert "\nread -rs DDPHUB_API_KEY; export DDPHUB_API_KEY</pre>" in page
     assert hub.key not in page
 
 
@@ -332,7 +333,7 @@ def test_the_log_is_the_newest_lines_of_the_chosen_rank_and_stream(talk, part):
     say(5, 0, "stderr", ["alarm"])
     say(0, 3, "stdout", ["three"])
     shown = re.findall(
-        r'<div id="(line-\d+-\d+)" class="(\w+)"><span class="who">(\d+)</span>([^<]*)</div>', part("log").text
+        r'<div id="(line-\d+-\d+)" class="(\w+)"><span class="who" title="2023-11-14 22:13:2\d UTC">(\d+)</span>([^<]*)</div>', part("log").text
     )
     assert len(shown) == 400 == len({one[0] for one in shown})
     assert [one[1:] for one in shown[-3:]] == [
@@ -362,6 +363,29 @@ def test_the_worst_ranks_come_first_and_more_than_fit_are_on_the_next_page(talk,
     assert "1 silent" in text_of(part("tiles"))
 
 
+def test_a_rank_that_is_done_is_behind_nobody(talk, part):
+    steps = [metrics_event(talk.attempt_id, 9, rank=rank, step=step) for rank, step in ((1, 5), (2, 50))]
+    left = rank_event(talk.attempt_id, 3, 1, "left", time=1_800_000_000.0)
+    talk.accepted(attempt_event(talk.attempt_id, 0, "started", world_size=3), *steps, left)
+    row = re.search(r'<tr id="rank-1">(.*?)</tr>', part("ranks").text, re.DOTALL).group(1)
+    assert "done" in row
+    assert '<td class="number">5</td><td class="number"></td>' in row
+
+
+@pytest.mark.parametrize(
+    ("epochs", "epoch", "shown"),
+    [(6, 0, "epoch 1 of 6"), (6, 5, "epoch 6 of 6"), (6, 6, "epoch 6 of 6"), (6, 7, "epoch 7"), (None, 5, "epoch 5")],
+)
+def test_epochs_are_counted_as_people_do(hub, browser, talk, part, epochs, epoch, shown):
+    talk.http.patch(talk.url(), json={"config": {"epochs": epochs}}).raise_for_status()
+    talk.accepted(metrics_event(talk.attempt_id, 0, values={"loss": 1}, epoch=epoch))
+    in_list = browser.get(f"{hub.url}/parts/models", params={"project": talk.project}).text
+    for row in (part("status").text, in_list):
+        assert re.search(rf"{shown}\b(?! of)", row)
+        assert re.findall(r'<progress max="6" value="(\d)"', row) == ([shown[6]] if "of" in shown else [])
+        assert (f'title="epoch {epoch} as the program counts"' in row) == ("of" in shown)
+
+
 def test_a_hole_in_what_arrived_is_in_the_delivery_report(talk, part):
     warning = {"attempt_id": talk.attempt_id, "rank": 0, "seq": 0, "time": 1.0, "kind": "log", "level": "warning"}
     talk.accepted(*[metrics_event(talk.attempt_id, seq, rank=1) for seq in (0, 1, 4)])
@@ -387,7 +411,8 @@ def test_models_are_compared_side_by_side(hub, browser):
     assert text_of(page).count("≠") == 2  # lr and odd; epochs and batchSize are the same
     assert re.search(r'<strong class="best">★ most 0.5</strong>', page.text)
     assert f'href="/compare?models={second.model_id}"' in page.text
-    assert browser.get(f"{hub.url}/compare?models=nobody,{first.model_id}").status_code == 200
+    assert "not here" not in text_of(page)
+    assert "1 of these models is not here" in text_of(browser.get(f"{hub.url}/compare?models=nobody,{first.model_id}"))
     assert "Choose models" in text_of(browser.get(f"{hub.url}/compare"))
     assert browser.get(f"{hub.url}/parts/compare?models={first.model_id}").headers["etag"]
 

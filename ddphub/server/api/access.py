@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from ddphub.server.auth import COOKIE, sent_key, unauthorized
+from ddphub.server.auth import sent_key, unauthorized
 from ddphub.server.body import INT64_MAX
 from ddphub.server.event_log import MAX_PAGE
 from ddphub.server.hub import HubDep
@@ -27,7 +27,7 @@ async def needs_key(request: Request, hub: HubDep) -> None:
 
 async def needs_key_or_session(request: Request, hub: HubDep) -> None:
     """Let requests with an API key pass, and browsers that signed in: for routes that change nothing."""
-    if sent_key(request) is None and hub.keys.accepts_session(request.cookies.get(COOKIE, "")):
+    if sent_key(request) is None and hub.keys.accepts_session(request.cookies.get(hub.keys.cookie, "")):
         return
     await needs_key(request, hub)
 

@@ -65,7 +65,8 @@ class Look:
     @property
     def newest_attempt(self) -> dict[str, Any] | None:
         """The one that started last; its number may be lower, as an offline attempt is heard of late."""
-        return max(self.summary["attempts"], key=lambda one: (one["started_at"] or 0, one["number"]), default=None)
+        number = self.summary["attempt"]
+        return next((one for one in self.summary["attempts"] if one["number"] == number), None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,6 @@ from urllib.parse import quote
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
-from ddphub.server.auth import COOKIE
 from ddphub.server.hub import HubDep
 from ddphub.server.pages.rendering import page
 from ddphub.server.pages.visitor import FromAPage, read_form, safe_next
@@ -33,7 +32,7 @@ async def sign_in(hub: HubDep, request: Request) -> Response:
         return RedirectResponse(f"/sign-in?wrong=true{again}", 303)
     response = RedirectResponse(place, 303)
     response.set_cookie(
-        COOKIE,
+        hub.keys.cookie,
         cookie,
         max_age=hub.settings.session_lifetime_s,
         httponly=True,
@@ -44,8 +43,8 @@ async def sign_in(hub: HubDep, request: Request) -> Response:
 
 
 @router.post("/sign-out", dependencies=[FromAPage])
-async def sign_out() -> Response:
+async def sign_out(hub: HubDep) -> Response:
     """Take the cookie back."""
     response = RedirectResponse("/sign-in", 303)
-    response.delete_cookie(COOKIE, httponly=True, samesite="strict")
+    response.delete_cookie(hub.keys.cookie, httponly=True, samesite="strict")
     return response

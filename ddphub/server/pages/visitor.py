@@ -7,7 +7,6 @@ from fastapi import Request
 from fastapi.params import Depends
 from fastapi.responses import RedirectResponse, Response
 
-from ddphub.server.auth import COOKIE
 from ddphub.server.body import read_bounded
 from ddphub.server.hub import HubDep
 from ddphub.server.problems import Problem
@@ -16,7 +15,7 @@ MAX_FORM: Final = 256 * 1024
 
 
 async def _signed_in(request: Request, hub: HubDep) -> bool:
-    return hub.keys.accepts_session(request.cookies.get(COOKIE, ""))
+    return hub.keys.accepts_session(request.cookies.get(hub.keys.cookie, ""))
 
 
 SignedIn = Annotated[bool, Depends(_signed_in)]
@@ -24,7 +23,7 @@ SignedIn = Annotated[bool, Depends(_signed_in)]
 
 
 async def _must_be_signed_in(request: Request, hub: HubDep) -> None:
-    if not hub.keys.accepts_session(request.cookies.get(COOKIE, "")):
+    if not hub.keys.accepts_session(request.cookies.get(hub.keys.cookie, "")):
         raise Problem(401, "sign in to see this page")
 
 
