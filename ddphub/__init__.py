@@ -1,6 +1,14 @@
 """ddphub reports one distributed PyTorch job to a model hub as one run.
 
 ```
+with ddphub.init(project="digits", name="first", config={"epochs": 6}) as run:  # in every rank
+    run.log({"loss": 0.3}, step=1, epoch=0)
+    run.save_checkpoint("last.pt", epoch=0)
+```
+
+`init` starts a run, see `Run`; `Hub` reads what a hub has: models, metrics, checkpoints.
+
+```
  every rank                     rank 0 only                                     anywhere
  ----------                     -----------                                     --------
  training script

@@ -2,13 +2,15 @@
 
 import contextlib
 import functools
+import io
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Final, NoReturn
 
 import typer
 from rich.console import Console
@@ -17,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from ddphub import models_cli
 from ddphub.address import HubAddress, check_url
 from ddphub.config import DEFAULT_DIR, Credentials
-from ddphub.errors import DdphubError, HubError, JournalError, SettingsError
+from ddphub.errors import DdphubError, HubError, HubUnavailable, JournalError, SettingsError
 from ddphub.hubs.client import HubClient
 from ddphub.keys import hub_and_key
 from ddphub.session.folder import KEEP_DAYS, RunFolder
@@ -36,15 +38,23 @@ Directories = Annotated[
 ]
 
 
+_UNCONNECTED: Final = frozenset({"NewConnectionError", "NameResolutionError", "ConnectTimeoutError"})
+"""What urllib3, which only the hubs' clients import, raises where no connection came about."""
+
+
 def main() -> None:
     """Entry point: settings that are wrong end with exit code 2 and one line, not a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        # Names are in any script, and a terminal in Latin-1 shows what it can.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
         app()
     except SettingsError as error:
         _fail(str(error), 2)
     except DdphubError as error:
-        _fail(str(error), 1)
+        _fail(_in_words(error), 1)
     except BrokenPipeError:  # `ddphub status | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -80,7 +90,7 @@ def login(
     try:
         client.check_key()
     except HubError as error:
-        _fail(f"not stored: {error}", 1)
+        _fail(f"not stored: {_in_words(error)}", 1)
     finally:
         client.close()
     credentials = Credentials.load(os.environ)
@@ -293,7 +303,9 @@ def _sync_one(folder: RunFolder, override: str | None, *, retry: bool, keep_days
         typer.echo(f"{folder.path}: {outcome.error or outcome.repaired[-1]}")
         return outcome.done
     after = report(folder)
-    typer.echo("\n".join([*outcome.repaired, *after.lines()]))
+    is_the_runs = after.in_use and outcome.error is not None and "another process delivers" in outcome.error
+    rest = "the run is alive and delivers the rest itself: there is nothing to do" if is_the_runs else None
+    typer.echo("\n".join([*outcome.repaired, *after.lines(rest)]))
     if outcome.error:
         typer.echo(f"  ! {outcome.error}", err=True)
     return outcome.done and after.is_delivered
@@ -312,6 +324,21 @@ def _shown_progress(events: int, checkpoints: int, *, shows: bool) -> Iterator[C
             "checkpoints": shown.add_task("checkpoints", total=checkpoints),
         }
         yield lambda kind, count: shown.advance(tasks[kind], count)
+
+
+def _in_words(error: DdphubError) -> str:
+    """An error for a person: that nothing answers at an address is not told in a library's words."""
+    chain: list[BaseException] = [error]
+    while (below := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(below)
+    names = {type(one).__name__ for one in chain}
+    url = re.search(r"https?://[^/\s]+", str(error))
+    # A proxy that does not answer says nothing of the hub.
+    is_connected = "ProxyError" in names or not names & _UNCONNECTED
+    if not isinstance(error, HubUnavailable) or url is None or is_connected:
+        return str(error)
+    why = getattr(chain[-1], "strerror", None) or chain[-1]
+    return f"nothing answers at {url.group()}: is the hub running? ddphub doctor says more ({why})"
 
 
 def _default_dir() -> Path:

@@ -50,6 +50,9 @@ GONE: Final = "its process is gone"
 
 ATTEMPT_STATES: Final = ("started", *ENDED)
 
+MODEL_STATES: Final = ("new", "running", "stalled", "lost", *ENDED)
+"""What a hub shows a model to be: how its newest attempt ended, or how it is meanwhile."""
+
 MAX_SLURM_TEXT: Final = 256
 MAX_SLURM_NODES: Final = 4096
 """Characters of an attempt's SLURM texts, and of its node list."""

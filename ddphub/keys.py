@@ -7,7 +7,14 @@ from ddphub.address import HubAddress, ModelAddress
 from ddphub.config import Credentials, check_key, service_variable
 from ddphub.errors import SettingsError
 
-_WHICH: Final = "which hub is it? Pass its URL, with --hub on the command line, or set DDPHUB_URL"
+_NO_HUB: Final = "no hub is named: pass --hub URL, set DDPHUB_URL, or ddphub login --url URL"
+
+
+class MissingSettingError(SettingsError):
+    """Something must be chosen and was not: there is no wrong value to show, the sentence says it all."""
+
+    def __str__(self) -> str:
+        return self.expected
 
 
 def hub_and_key(
@@ -29,7 +36,7 @@ def hub_and_key(
     configured = str(HubAddress.parse(configured, "DDPHUB_URL", environ)) if configured else None
     hub = chosen or named or configured or credentials.default_hub
     if hub is None:
-        raise SettingsError("hub", None, source, f"{source} names no hub: {_WHICH}")
+        raise MissingSettingError("hub", None, source, _NO_HUB)
     hub = str(HubAddress.parse(hub, source, {}))
     variable = service_variable(hub)
     if variable and environ.get(variable):
@@ -42,8 +49,11 @@ def hub_and_key(
         return hub, _checked(credentials.key_for(hub), "the credentials file")
     key = credentials.key_for(hub)
     if key is None and environ.get("DDPHUB_API_KEY"):
-        whose = f"DDPHUB_API_KEY is for {configured}" if configured else "DDPHUB_API_KEY names no hub"
-        raise SettingsError("hub", hub, source, f"{whose}: pass --hub {hub} to use the key there")
+        how = f"pass --hub {hub} to use the key there"
+        if configured is None:
+            text = f"the key in DDPHUB_API_KEY has no DDPHUB_URL beside it: {how}"
+            raise MissingSettingError("hub", None, source, text)
+        raise SettingsError("hub", hub, source, f"DDPHUB_API_KEY is for {configured}: {how}")
     return hub, _checked(key, "the credentials file")
 
 
@@ -68,6 +78,14 @@ def hub_of_model(model: ModelAddress, chosen: str | None, environ: Mapping[str, 
         hub = chosen or model.hub or hub_and_key(None, None, environ, source="the model")[0]
         return hub, _checked(model.api_key, "MODEL")
     return hub_and_key(model.hub, chosen, environ, source="the model")
+
+
+def why_refused(hub: str, key: str | None) -> str:
+    """What to do about a hub that does not take a key, or the lack of one."""
+    if key is None:
+        variable = service_variable(hub) or "DDPHUB_API_KEY"
+        return f"{hub} wants a key, and none is set: {variable}, or ddphub login --url {hub}"
+    return f"{hub} does not know the key: pass the key, set DDPHUB_API_KEY or run `ddphub login`"
 
 
 def _checked(key: str | None, source: str) -> str | None:

@@ -81,7 +81,7 @@ class MetricReader:
         self.dropped += 1
         if name not in self._warned and len(self._warned) < _MOST_WARNINGS:
             self._warned.add(name)
-            logger.warning("metric %r is dropped: %s", name, reason)
+            logger.warning("ddphub: metric %r is dropped: %s", name, reason)
 
     def _read_slowly(self, name: object, value: object, kept: dict[str, Any]) -> None:
         if not isinstance(name, str) or not 0 < len(name) <= MAX_METRIC_NAME or not name.isprintable():

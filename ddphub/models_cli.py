@@ -44,7 +44,10 @@ def list_models(
 ) -> None:
     """List models, newest first."""
     from ddphub import models_text as text  # noqa: PLC0415  # keeps `ddphub --help` quick
+    from ddphub.events import MODEL_STATES  # noqa: PLC0415
 
+    if not set(state or ()) <= set(MODEL_STATES):
+        _fail(f"--state: expected one of {', '.join(MODEL_STATES)}", 2)
     found = _hub(hub).models(project=project, state=state or None, tag=tag or None, search=search)
     models = islice(found, limit or None)
     if as_json:
@@ -73,7 +76,7 @@ def show(model: ModelArgument, hub: HubOption = None, as_json: Json = False) -> 
     text.echo(f"{found.name} of {found.project}: {found.state}{f': {found.reason}' if found.reason else ''}")
     text.echo(f"{found.url}")
     text.echo(f"run {found.run_id or text.NOTHING}, {text.progress_of(found)}, last seen {text.ago(found.last_seen)}")
-    if found.stop_requested:
+    if text.is_asked_to_stop(found):
         text.echo("it is asked to stop")
     if found.tags:
         text.echo(f"tags: {', '.join(found.tags)}")
@@ -136,7 +139,9 @@ def compare(
         mark = "*" if name in differing else ""
         rows.append([mark, name, *(of.get(name, text.NOTHING) for of in settings)])
     names = [name for name in _all(metrics) if not name.startswith("system/")]
-    rows += [["", name, *(_latest(of.get(name)) for of in metrics)] for name in names]
+    for name in names:
+        values = [_latest(of.get(name)) for of in metrics]
+        rows.append(["*" if len(set(values)) > 1 else "", name, *values])
     text.echo_table(("", "", *(f"{model.name} ({model.id})" for model in chosen)), rows)
 
 
@@ -190,7 +195,8 @@ def delete(
         what = f"the model {model_id}, which is hidden or not there,"
     _confirm(f"Delete {what} for good?" if hard else f"Hide {what} from everyone?", yes=yes)
     of.delete_model(model_id, hard=hard)
-    _say({"id": model_id, "hard": hard}, f"{model_id}: {'deleted' if hard else 'hidden'}", as_json=as_json)
+    said = "deleted" if hard else "hidden; --hard also frees its bytes; there is no way back"
+    _say({"id": model_id, "hard": hard}, f"{model_id}: {said}", as_json=as_json)
 
 
 @app.command()

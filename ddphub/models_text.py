@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any, Final
 
 import typer
@@ -15,9 +16,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ddphub.events import encode_scalar
+from ddphub.events import ENDED, encode_scalar
 from ddphub.reading.model import Model
-from ddphub.reading.records import Checkpoint, Rank, Series
+from ddphub.reading.records import Attempt, Checkpoint, Rank, Series
 
 LIST_HEAD: Final = ("ID", "STATE", "PROJECT", "NAME", "PROGRESS", "LAST SEEN", "TAGS")
 METRICS_HEAD: Final = ("METRIC", "LATEST", "LEAST", "GREATEST", "COUNT")
@@ -38,6 +39,9 @@ NARROWEST: Final = 8
 """Characters of a column below which a table is read more easily as one line a value."""
 
 NOTHING: Final = "-"
+
+_RANK: Final = re.compile(r"rank \d+: ")
+_NEXT_RANK: Final = re.compile(r"\n\n(?=rank \d+: )")
 
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
@@ -99,7 +103,7 @@ def listed(model: Model) -> Sequence[str]:
     """A row of the list."""
     return (
         model.id,
-        f"{model.state}, asked to stop" if model.stop_requested and model.state == "running" else model.state,
+        f"{model.state}, asked to stop" if is_asked_to_stop(model) else model.state,
         model.project,
         model.name,
         progress_of(model),
@@ -108,14 +112,21 @@ def listed(model: Model) -> Sequence[str]:
     )
 
 
+def is_asked_to_stop(model: Model) -> bool:
+    """Whether it is asked to stop, and has not ended since."""
+    return model.stop_requested and model.state not in ENDED
+
+
 def progress_of(model: Model) -> str:
-    """How far a model is, in words."""
+    """How far a model is, in words. Of 6 epochs 0 to 5 the last is shown as 6 of 6, as is the last of 1 to 6."""
     progress = model.progress
     if progress is None:
         return NOTHING
     parts = []
     if progress.epoch is not None:
-        parts.append(f"epoch {progress.epoch}" + (f" of {progress.epochs}" if progress.epochs else ""))
+        epoch, epochs = progress.epoch, progress.epochs
+        is_known = epochs is not None and 0 <= epoch <= epochs
+        parts.append(f"epoch {min(epoch + 1, epochs)} of {epochs}" if is_known and epochs else f"epoch {epoch}")
     if progress.step is not None:
         parts.append(f"step {progress.step}")
     if progress.rate:
@@ -125,8 +136,11 @@ def progress_of(model: Model) -> str:
 
 def attempt_lines(model: Model) -> Iterable[str]:
     """One line an attempt."""
+    newest = max(model.attempts, key=_age, default=None)
     for attempt in model.attempts:
-        parts = [f"attempt {attempt.number}: {attempt.state or 'unknown'}"]
+        # Of an attempt that goes on the hub knows only that it started; what that means now is the model's state.
+        state = model.state if attempt is newest else attempt.state
+        parts = [f"attempt {attempt.number}: {state or 'unknown'}"]
         if attempt.started_at is not None:
             parts.append(f"started {date(attempt.started_at)}")
         if attempt.ended_at is not None:
@@ -135,9 +149,25 @@ def attempt_lines(model: Model) -> Iterable[str]:
             parts.append(f"{attempt.world_size} ranks" if attempt.world_size != 1 else "1 rank")
         if attempt.host is not None:
             parts.append(f"rank 0 on {attempt.host}")
-        # The last line of a traceback is what went wrong; all of it is shown at the end.
-        reason = attempt.reason.strip().splitlines()[-1:] if attempt.reason else []
-        yield ": ".join([", ".join(parts), *reason])
+        reason = model.reason if attempt is newest else _first_reason(attempt.reason)
+        yield ": ".join([", ".join(parts), *([reason] if attempt.reason and reason else [])])
+
+
+def _age(attempt: Attempt) -> tuple[bool, float, int]:
+    """What sorts attempts by their start; their numbers tell when the hub first heard of them."""
+    return attempt.state is not None, attempt.started_at or 0.0, attempt.number
+
+
+def _first_reason(said: str | None) -> str | None:
+    """The first of the reasons that an attempt gave of its end, in a line: of a traceback the exception."""
+    if not said:
+        return None
+    first = _NEXT_RANK.split(said.strip(), maxsplit=1)[0]
+    who = _RANK.match(first)
+    lines = first[who.end() if who else 0 :].splitlines()
+    # A traceback's frames are indented; what follows the last of them is the exception.
+    heads = [line for before, line in pairwise(lines) if before.startswith("  ") and line[:1].strip()]
+    return (who.group() if who else "") + (heads or lines or [""])[-1 if heads else 0].strip()
 
 
 def rank_row(rank: Rank) -> Sequence[str]:

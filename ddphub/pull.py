@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ddphub.address import ModelAddress
-from ddphub.errors import HubModelGone, SettingsError
+from ddphub.errors import HubModelGone, HubUnauthorized, SettingsError
 from ddphub.hubs import wire
 from ddphub.hubs.client import HubClient, RemoteCheckpoint
 from ddphub.hubs.connect import connect
-from ddphub.keys import hub_of_model
+from ddphub.keys import MissingSettingError, hub_of_model, why_refused
 from ddphub.latest import download_checkpoint
 
 
@@ -43,8 +43,15 @@ def pull(
     try:
         found = client.newest_checkpoint(address.model_id, kinds)
         if found is None:
-            raise HubModelGone(f"{url} has no checkpoint of {address.model_id} ({', '.join(kinds)})")
+            rest = [kind for kind in wire.KINDS if kind not in kinds]
+            has = [kind for kind in rest if client.newest_checkpoint(address.model_id, [kind])]
+            wanted = f"{' or '.join(kinds)} checkpoint; it has: {', '.join(has) or 'none at all'}"
+            raise HubModelGone(f"the model {address.model_id} on {url} has no {wanted if rest else 'checkpoint'}")
         return found, save(client, found, output)
+    except HubUnauthorized as error:
+        if key is not None:
+            raise
+        raise HubUnauthorized(f"{why_refused(url, key)} ({error})") from error
     finally:
         client.close()
 
@@ -69,6 +76,8 @@ def save(client: HubClient, checkpoint: RemoteCheckpoint, output: Path | None) -
     target = output or Path(checkpoint.name)
     is_file = len(checkpoint.files) == 1
     if os.path.lexists(target) and (output is None or not is_file or not target.is_file()):
+        if output is None:
+            raise MissingSettingError("output", None, "-o", f"{target} is there already: name another with -o PATH")
         raise SettingsError("output", str(target), "-o", "is there already: name another place")
     target.absolute().parent.mkdir(parents=True, exist_ok=True)
     if is_file:

@@ -104,7 +104,7 @@ class Saver:
             self._wake()
 
     def _refuse(self, name: str, error: Exception) -> None:
-        logger.warning("checkpoint %s is not reported: %s", name, error)
+        logger.warning("ddphub: checkpoint %s is not reported: %s", name, error)
         reason = plain_text(f"{type(error).__name__}: {error}", REASON_LENGTH)
         self._tell("refused", plain_text(name, 200), None, reason)
 

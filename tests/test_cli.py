@@ -39,11 +39,25 @@ def test_status_tells_what_waits_and_how_to_deliver_it(runs):
     assert (status["attempts"], status["world_size"], status["model_id"]) == (1, 1, None)
 
 
+def test_status_counts_one_as_one(tmp_path, caplog):
+    with ddphub.init(project="tests", name="cli", dir=tmp_path / "runs", mode="offline", run_id="one") as run:
+        run.save_checkpoint(tmp_path / "nofile.pt", epoch=0)
+        run.log({"a": "text"})
+    assert [
+        record.getMessage().partition(" is ")[0] for record in caplog.records if record.name.startswith("ddphub")
+    ] == [
+        "ddphub: checkpoint nofile.pt",
+        "ddphub: metric 'a'",
+    ]
+    told = command_line("status", str(tmp_path / "runs")).stdout
+    assert "  ! 1 save refused, " in told
+
+
 def test_sync_says_when_something_is_left(runs):
     """No hub, a hub that is down, a directory without runs: exit code 1 or 2 and one line, no traceback."""
     no_hub = command_line("sync", str(runs), check=False)
     assert no_hub.returncode == 1
-    assert "the run names no hub" in no_hub.stderr
+    assert "no hub is named: pass --hub URL" in no_hub.stderr
     nowhere = command_line("sync", str(runs.parent), check=False)
     assert nowhere.returncode == 1
     assert "no run in" in nowhere.stderr
@@ -85,6 +99,8 @@ def test_a_key_is_not_sent_to_a_hub_that_only_a_run_names(runs, own_hub):
     refused = command_line("sync", str(runs), hub=own_hub, check=False)
     assert refused.returncode == 1
     assert "DDPHUB_API_KEY is for" in refused.stderr
+    alone = command_line("sync", str(runs), environment={"DDPHUB_API_KEY": own_hub.key}, check=False)
+    assert "the key in DDPHUB_API_KEY has no DDPHUB_URL beside it: pass --hub http://127.0.0.1:9 to" in alone.stderr
 
 
 def test_serve_makes_a_key_once_and_says_what_to_paste(tmp_path):
@@ -133,4 +149,6 @@ def test_a_live_run_is_left_to_its_own_deliverer(tmp_path, own_hub):
     run.finish()
     assert done.returncode == 1
     assert "another process delivers it" in done.stderr
+    assert "the run is alive and delivers the rest itself: there is nothing to do" in done.stdout
+    assert "ddphub sync" not in done.stdout
     assert os.environ.get("_DDPHUB_OWNER") is None

@@ -111,6 +111,14 @@ def test_it_reads_for_a_person(hub, tmp_path):
     assert "wants a key; none is set" in lines[wrong[1]]
 
 
+def test_a_missing_psutil_is_noted(hub, tmp_path):
+    """It is an extra: no problem, and told."""
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['psutil'] = None\n")
+    found = doctor(tmp_path / "runs", hub=hub, environment={"PYTHONPATH": str(tmp_path)})
+    assert (found.code, found.of("system")) == (0, ("ok", "psutil is missing: system figures are not reported"))
+    assert 'pip install "ddphub[system]" (in a clone: pip install ".[system]")' in found.text.replace('\\"', '"')
+
+
 def test_no_hub_is_no_problem(tmp_path):
     """Nor is one that the mode keeps a run from: neither is asked."""
     assert doctor(tmp_path).of("hub")[0] == "ok"

@@ -171,8 +171,8 @@ def test_pull_says_what_is_wrong(start, own_hub, tmp_path, monkeypatch):
         return done.stderr
 
     assert "is there already" in fails(model_id), "last.pt is in the way"
-    assert "no checkpoint" in fails(model_id, "--kind", "final")
+    assert "has no final checkpoint; it has: epoch\n" in fails(model_id, "--kind", "final")
     assert "expected one of epoch, best, final" in fails(model_id, "--kind", "last")
     assert "no such model" in fails("x" * 20)
-    assert "which hub" in fails(model_id, hub=None)
+    assert "ddphub: no hub is named: pass --hub URL" in fails(model_id, hub=None)
     assert sorted(path.name for path in tmp_path.glob("*.pt")) == ["last.pt"]

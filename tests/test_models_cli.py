@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import io
 import json
 import os
 import pty
@@ -10,6 +11,8 @@ import struct
 import subprocess
 import sys
 import termios
+import time
+from types import SimpleNamespace
 
 import pytest
 from hub_process import KEY, HubProcess
@@ -18,6 +21,8 @@ from jobs import wait_until
 
 import ddphub
 from ddphub.cli import main
+from ddphub.models_text import progress_of
+from ddphub.reading.records import Progress
 
 MAIN = [sys.executable, "-c", "from ddphub.cli import main; main()"]
 LONG = "größe-" * 20
@@ -61,7 +66,8 @@ def models(runs, monkeypatch, capsys):
     monkeypatch.setenv("DDPHUB_URL", process.url)
     monkeypatch.setenv("DDPHUB_API_KEY", process.key)
 
-    def models(*arguments, code=0, error="", command="models"):
+    def models(*arguments, code=0, error="", command="models", typed=""):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
         monkeypatch.setattr(sys, "argv", ["ddphub", *filter(None, [command]), *arguments])
         ended = 0
         try:
@@ -105,8 +111,8 @@ def test_list_has_a_line_a_model(models, runs):
     head, *rows = [line.split("\t") for line in models("list").splitlines()]
     assert head == ["ID", "STATE", "PROJECT", "NAME", "PROGRESS", "LAST SEEN", "TAGS"]
     assert [row[:5] for row in rows] == [
-        [ids["bad"], "failed", "digits", LONG, "epoch 2 of 3, step 9"],
-        [ids["good"], "finished", "digits", "good", "epoch 2 of 3, step 9"],
+        [ids["bad"], "failed", "digits", LONG, "epoch 3 of 3, step 9"],
+        [ids["good"], "finished", "digits", "good", "epoch 3 of 3, step 9"],
     ]
     assert rows[1][6] == "base, paper"
     for wanted, expected in {
@@ -168,7 +174,8 @@ def test_compare_marks_what_differs(models, runs):
     assert rows["lr"] == ["*", "lr", "0.1", "0.2"]
     assert rows["epochs"] == ["", "epochs", "3", "3"]
     assert rows["augment.flip"][0] == ""
-    assert rows["loss"] == ["", "loss", "0.01 (0.01 to 0.1)", "0.02 (0.02 to 0.2)"]
+    assert rows["odd"][0] == ""
+    assert rows["loss"] == ["*", "loss", "0.01 (0.01 to 0.1)", "0.02 (0.02 to 0.2)"]
     found = json.loads(models("compare", "--json", ids["bad"], ids["good"]))
     assert found["differing"] == ["lr"]
     assert [one["metrics"]["loss"]["latest"] for one in found["models"]] == [0.02, 0.01]
@@ -214,7 +221,7 @@ def test_download_fetches_what_is_asked_for(models, runs, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     assert "best.pt: best checkpoint of epoch 2" in models("download", ids["good"])
     assert (tmp_path / "best.pt").read_bytes() == b"good best"
-    models("download", ids["good"], code=2, error="is there already")
+    models("download", ids["good"], code=2, error="ddphub: best.pt is there already: name another with -o PATH\n")
     url = f"{process.url}/models/{ids['bad']}"
     found = json.loads(models("download", url, "--kind", "epoch", "-o", "out/e.pt", "--json"))
     assert (found["path"], found["checkpoint"]["kind"]) == ("out/e.pt", "epoch")
@@ -223,7 +230,14 @@ def test_download_fetches_what_is_asked_for(models, runs, tmp_path, monkeypatch)
     models("download", url, "--checkpoint", checkpoint_id, "-o", "best.pt")
     assert (tmp_path / "best.pt").read_bytes() == b"bad epoch"
     models("download", url, "--checkpoint", "x" * 20, code=1, error="has no checkpoint")
-    models("download", url, "--kind", "final", code=1, error="has no checkpoint final")
+    models(
+        "download",
+        url,
+        "--kind",
+        "final",
+        code=1,
+        error=f"{url} has no final checkpoint; it has: epoch (1), best (1)\n",
+    )
     models("download", url, "--kind", "last", code=2, error="expected one of epoch, best, final")
     models("download", url, "--kind", "best", "--checkpoint", checkpoint_id, code=2, error="not both")
     models("download", url, "-o", "best.pt/under", code=1, error="not fetched")
@@ -245,6 +259,61 @@ def test_stop_ends_a_run(own_hub, tmp_path):
     run.finish()
     again = command_line("models", "stop", model.url, hub=own_hub).stdout
     assert "it has ended already: " in again
+    assert "asked to stop" not in command_line("models", "show", model.id, hub=own_hub).stdout
+
+
+def test_show_tells_of_each_attempt_what_its_state_tells(own_hub, models, monkeypatch):
+    """A killed rank's loss comes before what it cost the others; an attempt that goes on is what its model is."""
+    monkeypatch.setenv("DDPHUB_URL", own_hub.url)
+    monkeypatch.setenv("DDPHUB_API_KEY", own_hub.key)
+    http = own_hub.client()
+    model_id = http.post(f"{own_hub.url}/v1/models", json={"meta": {"name": "n"}}).json()["data"]["id"]
+
+    def say(attempt, seq, state, reason=None):
+        event = {"attempt_id": attempt * 32, "rank": 0, "seq": seq, "time": time.time(), "kind": "attempt"}
+        event |= {"state": state, "world_size": 2, "host": "h", "reason": reason}
+        answer = http.post(f"{own_hub.url}/v1/models/{model_id}/events", json=[event])
+        assert answer.status_code == 200, answer.text
+
+    def attempts():
+        head, *lines = models("show", model_id).splitlines()
+        return head, [line for line in lines if line.startswith("attempt ")]
+
+    trace = 'Traceback (most recent call last):\n  File "a.py", line 1\nRuntimeError: gloo\nclosed by peer'
+    say("a", 0, "started")
+    say("a", 1, "failed", f"rank 1: its process is gone\n\nrank 0: {trace}")
+    head, (first,) = attempts()
+    assert head.endswith(": failed: rank 1: its process is gone")
+    assert (first.startswith("attempt 1: failed, "), first.endswith(": rank 1: its process is gone")) == (True, True)
+    say("b", 0, "started")
+    say("b", 1, "failed", trace)
+    say("c", 0, "started")
+    head, (first, second, third) = attempts()
+    assert head.endswith(": running")
+    assert first.endswith("rank 0 on h: rank 1: its process is gone")
+    assert second.endswith("rank 0 on h: RuntimeError: gloo")
+    assert third.startswith("attempt 3: running, started ")
+    http.post(f"{own_hub.url}/v1/models/{model_id}/stop")
+    assert "it is asked to stop" in models("show", model_id)
+    say("c", 1, "stopped")
+    assert "it is asked to stop" not in models("show", model_id)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "epochs", "shown"),
+    [
+        (0, 6, "epoch 1 of 6"),
+        (5, 6, "epoch 6 of 6"),
+        (6, 6, "epoch 6 of 6"),
+        (7, 6, "epoch 7"),
+        (-1, 6, "epoch -1"),
+        (5, None, "epoch 5"),
+        (None, 6, "-"),
+    ],
+)
+def test_progress_counts_epochs_as_people_do(epoch, epochs, shown):
+    model = SimpleNamespace(progress=Progress(step=None, epoch=epoch, epochs=epochs, rate=None))
+    assert progress_of(model) == shown
 
 
 def test_delete_hides_and_deletes_for_good(models, runs):
@@ -255,6 +324,9 @@ def test_delete_hides_and_deletes_for_good(models, runs):
     written, code = on_terminal(process, 80, "delete", ids[0], typed="y\n")
     assert ("Hide model of d (new) from everyone?" in written, code) == (True, 0)
     models("delete", ids[0], "--yes", code=1, error="no such model")
+    assert models("delete", ids[1], "--yes") == (
+        f"{ids[1]}: hidden; --hard also frees its bytes; there is no way back\n"
+    )
     for one in ids:
         assert json.loads(models("delete", one, "--hard", "-y", "--json")) == {"id": one, "hard": True}
     models("delete", ids[0], "--hard", "-y", code=1, error="no such model")
@@ -265,16 +337,29 @@ def test_what_is_wrong_is_said_in_a_line(models, runs, monkeypatch):
     process, ids = runs
     models("show", "x" * 20, code=1, error="no such model")
     models("show", "not/an/id", code=2, error="expected")
-    models("list", "--state", "fialed", code=1, error="'fialed' is none")
+    models(
+        "list", "--state", "broken", code=2, error="--state: expected one of new, running, stalled, lost, finished, "
+    )
     models("list", "--limit", "-1", code=2)
-    models("list", "--hub", "http://127.0.0.1:1", code=1, error="Connection refused")
+    nothing = (
+        "nothing answers at http://127.0.0.1:1: is the hub running? ddphub doctor says more (Connection refused)\n"
+    )
+    models("list", "--hub", "http://127.0.0.1:1", code=1, error=f"ddphub: {nothing}")
+    models("login", "--url", "http://127.0.0.1:1", command=None, typed="k\n", code=1, error=f"not stored: {nothing}")
+    models("list", "--hub", "http://no.such.invalid", code=1, error="nothing answers at http://no.such.invalid: ")
     models("list", "--hub", "platform", code=2, error="only a hub of `ddphub serve`")
     models("show", ids["good"], "--hub", "ftp://x", code=2, error="expected a URL")
     models("show", f"http://127.0.0.1:1/models/{ids['good']}", "--hub", process.url, code=2, error="the model is on")
     monkeypatch.setenv("DDPHUB_API_KEY", "k")
     models("list", code=1, error="does not know the key")
+    monkeypatch.delenv("DDPHUB_API_KEY")
+    wants = f"wants a key, and none is set: DDPHUB_API_KEY, or ddphub login --url {process.url} ("
+    models("list", code=1, error=wants)
+    models("pull", ids["good"], command=None, code=1, error=wants)
     monkeypatch.delenv("DDPHUB_URL")
-    models("list", code=2, error="which hub is it")
+    unnamed = "ddphub: no hub is named: pass --hub URL, set DDPHUB_URL, or ddphub login --url URL\n"
+    models("list", code=2, error=unnamed)
+    models("show", ids["good"], code=2, error=unnamed)
 
 
 def test_a_page_of_another_hub_does_not_get_the_key(models, runs):

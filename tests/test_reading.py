@@ -109,8 +109,11 @@ def test_checkpoints_come_back_as_they_were_saved(trained, model, small_pages, t
     assert model.download(checkpoints[0].id, "last.pt").read_bytes() == (tmp_path / "all" / "0.pt").read_bytes()
     with pytest.raises(ddphub.SettingsError, match="is there already"):
         model.download()
-    for which in ("best", "nothing"):
-        with pytest.raises(HubModelGone, match=which):
+    for which, told in (
+        ("best", r"has no best checkpoint; it has: epoch \(3\)$"),
+        ("nothing", "has no checkpoint nothing$"),
+    ):
+        with pytest.raises(HubModelGone, match=told):
             model.download(which)
 
 
@@ -240,7 +243,7 @@ def test_a_page_is_asked_for_again_while_the_hub_restarts(own_hub, small_pages):
 
 
 def test_the_hub_and_its_key_are_found_as_by_init(own_hub, monkeypatch, tmp_path):
-    with pytest.raises(ddphub.SettingsError, match="which hub is it"):
+    with pytest.raises(ddphub.SettingsError, match=r"^no hub is named: pass --hub URL"):
         ddphub.Hub()
     monkeypatch.setenv("DDPHUB_URL", f"{own_hub.url}/")
     monkeypatch.setenv("DDPHUB_API_KEY", own_hub.key)
@@ -249,6 +252,10 @@ def test_the_hub_and_its_key_are_found_as_by_init(own_hub, monkeypatch, tmp_path
     assert own_hub.key not in repr(vars(ddphub.Hub(api_key=own_hub.key)).keys())
     with pytest.raises(HubUnauthorized, match="DDPHUB_API_KEY or run `ddphub login`"):
         next(ddphub.Hub(api_key="another").models())
+    with monkeypatch.context() as bare:
+        bare.delenv("DDPHUB_API_KEY")
+        with pytest.raises(HubUnauthorized, match=f"wants a key, and none is set: .* --url {own_hub.url} "):
+            next(ddphub.Hub().models())
     with pytest.raises(ddphub.SettingsError, match="printable") as raised:
         ddphub.Hub(api_key="not a key")
     assert "not a key" not in str(raised.value)

@@ -1,5 +1,6 @@
 """Wires the parts: looks at settings, place and hub at once, then brings the ranks together."""
 
+import importlib.util
 import os
 import time
 from collections.abc import Mapping
@@ -52,6 +53,10 @@ def examine(directory: Path | None = None, *, ask_gpus: bool = False, wait: floa
     topology, finding = _find_topology(environ)
     own = RankReport.of(topology)
     own.findings.append(finding)
+    if importlib.util.find_spec("psutil") is None:
+        text = "psutil is missing: system figures are not reported"
+        advice = 'pip install "ddphub[system]" (in a clone: pip install ".[system]")'
+        own.findings.append(Finding("system", "ok", text, advice))
     environ |= (made := step_store(topology, environ))
     begin = time.monotonic()
     found = _settings(directory, environ, begin + SETTINGS_WAIT)

@@ -7,6 +7,7 @@ from urllib.parse import urlencode
 
 from ddphub.errors import HubModelGone, HubUnauthorized, HubUnavailable
 from ddphub.hubs.ddphub import DdphubClient
+from ddphub.keys import why_refused
 
 PAGE: Final = 500
 """Records in one answer."""
@@ -26,6 +27,7 @@ class Api:
 
     def __init__(self, url: str, api_key: str | None) -> None:
         self.url: Final = url
+        self._api_key = api_key
         self._client = DdphubClient(url, api_key)
         self._is_known = False
 
@@ -40,8 +42,7 @@ class Api:
         try:
             data = self._client.call("GET", "/v1/capabilities")
         except HubUnauthorized as error:
-            how = "pass the key, set DDPHUB_API_KEY or run `ddphub login`"
-            raise HubUnauthorized(f"{self.url} does not know the key: {how} ({error})") from error
+            raise HubUnauthorized(f"{why_refused(self.url, self._api_key)} ({error})") from error
         except HubModelGone as error:
             raise HubUnavailable(f"{self.url} is no hub of `ddphub serve` ({error})") from error
         if not isinstance(data, dict) or data.get("hub") != "ddphub":

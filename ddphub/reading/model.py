@@ -2,6 +2,7 @@
 
 import heapq
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -207,7 +208,11 @@ class Model:
         for checkpoint in self.checkpoints(kind, newest_first=True):
             if which in {None, kind, checkpoint.id}:
                 return checkpoint
-        raise HubModelGone(f"{self.url} has no checkpoint{f' {which}' if which else ''}")
+        if kind is None:
+            raise HubModelGone(f"{self.url} has no checkpoint{f' {which}' if which else ''}")
+        has = Counter(checkpoint.kind for checkpoint in self.checkpoints())
+        others = ", ".join(f"{other} ({has[other]})" for other in KINDS if has[other]) or "none at all"
+        raise HubModelGone(f"{self.url} has no {kind} checkpoint; it has: {others}")
 
     def stop(self) -> None:
         """Asks the run to stop: it is told with its next heartbeat, and `run.should_stop()` is then true."""

@@ -11,7 +11,7 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Select, func, or_, select
 from sqlalchemy.orm import Session
 
-from ddphub.events import ENDED
+from ddphub.events import ENDED, MODEL_STATES
 from ddphub.server import model_view
 from ddphub.server.problems import Problem
 from ddphub.server.states import HUB_V1_HEARTBEAT_S, RESTART_S, SILENT_HEARTBEATS, Patience
@@ -25,9 +25,6 @@ MOST: Final = 10_000
 
 MAX_WORDS: Final = 256
 """Characters that can be looked for."""
-
-STATES: Final = ("new", "running", "stalled", "lost", *ENDED)
-"""What a model can be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +49,8 @@ class Wanted:
     words: str | None = None
 
     def __post_init__(self) -> None:
-        if unknown := sorted(self.states.difference(STATES)):
-            raise Problem(422, f"state: {unknown[0][:40]!a} is none; expected of {', '.join(STATES)}")
+        if unknown := sorted(self.states.difference(MODEL_STATES)):
+            raise Problem(422, f"state: {unknown[0][:40]!a} is none; expected of {', '.join(MODEL_STATES)}")
 
 
 @dataclass(frozen=True, kw_only=True)

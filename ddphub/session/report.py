@@ -58,17 +58,25 @@ class Report:
         left = self.events["pending"] + self.events["set_aside"]
         return not left and not self.unusable and not self.checkpoints["pending"] and not self.checkpoints["set_aside"]
 
-    def lines(self) -> list[str]:
-        """The report for a person."""
+    def lines(self, rest: str | None = None) -> list[str]:
+        """The report for a person.
+
+        Args:
+            rest: what becomes of what is left; by default how to deliver it.
+        """
         lines = [
             f"run {self.run_id}: {self.url or 'not on a hub yet'}",
             self._counts(self.events, "events", "reported delivered pending set_aside"),
             self._counts(self.checkpoints, "checkpoints", "staged uploaded pending superseded set_aside refused"),
         ]
-        waiting = [f"{count} events wait in spool/{name}" for name, count in self.waiting_events.items()]
+        waiting = [
+            f"{_count(count, 'event')} {'waits' if count == 1 else 'wait'} in spool/{name}"
+            for name, count in self.waiting_events.items()
+        ]
         lines += self._first(waiting)
         waiting = [
-            f"{one['kind']} checkpoint {one['name']} of epoch {one['epoch']} ({one['bytes']} bytes): {one['why']}"
+            f"{one['kind']} checkpoint {one['name']} of epoch {one['epoch']} "
+            f"({_count(one['bytes'], 'byte')}): {one['why']}"
             for one in self.waiting_checkpoints
         ]
         lines += self._first(waiting)
@@ -76,7 +84,7 @@ class Report:
         if self.is_delivered:
             lines.append("  everything is delivered")
         else:
-            lines.append(f"  to deliver the rest: ddphub sync {self.folder}")
+            lines.append(f"  {rest or f'to deliver the rest: ddphub sync {self.folder}'}")
         return lines
 
     @staticmethod
@@ -92,6 +100,10 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """The fields of `ddphub status --json`."""
         return asdict(self)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def hub_of(folder: RunFolder) -> str | None:
@@ -117,7 +129,8 @@ def report(folder: RunFolder) -> Report:
     problems: list[str] = []
     delivered = read_journal(folder.journal)
     if delivered.damaged:
-        problems.append(f"{folder.journal}: {delivered.damaged} damaged lines; what they acknowledged is sent again")
+        damaged = _count(delivered.damaged, "damaged line")
+        problems.append(f"{folder.journal}: {damaged}; what was acknowledged there is sent again")
 
     tally = Tally()
     waiting_events: dict[str, int] = {}
@@ -128,7 +141,7 @@ def report(folder: RunFolder) -> Report:
     for pruned in delivered.pruned.values():
         tally.add_pruned(pruned)
     problems += tally.damaged
-    problems += [f"{count} saves refused, {reason}" for reason, count in list(tally.refused.items())[:MANY]]
+    problems += [f"{_count(count, 'save')} refused, {reason}" for reason, count in list(tally.refused.items())[:MANY]]
     aside = {key[1:] for key in delivered.aside_events}
     total = sum(seqs.count() for seqs in tally.reported.values())
     covered = sum(

@@ -28,7 +28,7 @@ SYNC = "from ddphub.cli import main; main()"
 HASTY = "import ddphub.session.lock as lock; lock.LEASE_SECONDS = 2.0; " + SYNC
 """The same with a lease of two seconds."""
 
-DAMAGE = re.compile(r".*delivered\.jsonl: \d damaged lines.*")
+DAMAGE = re.compile(r".*delivered\.jsonl: \d damaged lines?; .*")
 
 COMPLAINT = re.compile(r"Traceback|error|Error|lost|refused:|damaged| ! ")
 

@@ -1,6 +1,8 @@
 """Charts, in a real Chromium against a real hub: what each choice draws, zoom, growth, and what goes wrong."""
 
+import json
 import math
+import re
 import time
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -93,7 +95,7 @@ def test_ranks_bands_and_older_attempts_are_drawn_as_chosen(charts, restarted):
     assert charts.text("train/loss", "note") == "1 value was not finite"
     assert charts.text("train/loss", "legend") == "not finite"
     groups = [one.text for one in browser.all(".chart-group > summary")]
-    assert groups == ["general 2", "train 1", "system 1"]
+    assert groups == ["general (2 charts)", "train (1 chart)", "system (1 chart)"]
     assert charts.state("system/cpu") == "waiting", "folded"
     assert charts.asked("system/cpu") == []
 
@@ -119,10 +121,17 @@ def test_ranks_bands_and_older_attempts_are_drawn_as_chosen(charts, restarted):
     assert "rank 1: " in charts.text("train/loss", "legend")
     assert "rank 3: " in charts.text("train/loss", "legend")
     charts.choose("ranks", "3-1")
-    browser.wait(lambda: "ranks: expected" in charts.text("train/loss", "problem"), what="what is wrong with the ranks")
+    browser.wait(lambda: "lower to the higher" in browser.text(".chart-ranks-wrong"), what="what is wrong")
+    assert charts.text("train/loss", "problem") == "", "it is said once"
     assert charts.data("train/loss") == data, "what was drawn stays"
+    charts.choose("ranks", "0-99")
+    browser.wait(lambda: "“mean, min to max”" in browser.text(".chart-ranks-wrong"), what="that these are too many")
+    charts.choose("ranks", "3-4")
+    browser.wait(lambda: browser.text(".chart-ranks-wrong") == "ranks are 0 to 3", what="which ranks there are")
+    assert {"3-1", "0-99"}.isdisjoint(query.get("ranks") for query in charts.asked()), "what is wrong is not asked for"
     charts.choose("ranks", "2")
     charts.until("train/loss", lambda data: len(data) == 3)
+    browser.wait(lambda: browser.text(".chart-ranks-wrong") == "", what="no more to be said")
     assert charts.text("train/loss", "problem") == ""
 
 
@@ -155,7 +164,9 @@ def test_x_smoothing_scale_and_search_are_as_chosen(charts, hub, restarted):
     assert charts.state("lr") == "drawn"
 
     charts.choose("find", "LOSS")
-    browser.wait(lambda: [one.text for one in browser.all(".chart-group:not([hidden]) > summary")] == ["train 1"])
+    browser.wait(
+        lambda: [one.text for one in browser.all(".chart-group:not([hidden]) > summary")] == ["train (1 chart)"]
+    )
     query = {"chart-log": ["1"], "chart-find": ["LOSS"]}
     browser.wait(lambda: parse_qs(urlsplit(browser.driver.current_url).query) == query)
     browser.open(f"{restarted}?chart-show=ranks&chart-ranks=1,3&chart-log=1&chart-find=loss")
@@ -327,6 +338,49 @@ def test_values_that_are_hard_to_draw(charts, hub):
     assert charts.text("nan", "note") == "5 values were not finite"
     assert charts.text("huge", "legend") == "1.7e308"
     assert browser.complaints() == []
+
+
+def imported(browser, name, script):
+    """What an expression gives that uses the exports of one of the charts' modules as `it`."""
+    where = f"document.querySelector('link[rel=modulepreload][href$=\"/{name}.js\"]').href"
+    return browser.run(f"return import({where}).then((it) => {script})")
+
+
+def test_numbers_lose_no_digit_that_counts(charts, restarted):
+    browser = charts.browser
+    browser.open(restarted)
+    given = [1.414e-10, 2.5e-20, 1.5e20, 1e-10, 1.5e15, -2e-5, 2.0, 100, 0.0123, 1234.5]
+    short = ["1.414e-10", "2.5e-20", "1.5e20", "1e-10", "1.5e15", "-2e-5", "2", "100", "0.0123", "1.234k"]
+    assert imported(browser, "numbers", f"{json.dumps(given)}.map((one) => it.shortNumber(one))") == short
+    marks = [[2e-10, 1e-10], [1e-20, 5e-21], [3e20, 1e20], [100, 50], [0.25, 0.05], [10, 2.5]]
+    words = ["2e-10", "1e-20", "3e20", "100", "0.25", "10"]
+    assert imported(browser, "numbers", f"{json.dumps(marks)}.map(([one, by]) => it.markNumber(one, by))") == words
+
+
+def test_system_figures_have_units(charts, hub):
+    browser = charts.browser
+    talk = Talk(hub)
+    sender = begin(talk)
+    for step in range(5):
+        values = {"system/cpu": 93.5, "system/gpu_memory": (4 + step / 4) * 2**30, "system/gpu_temperature": 61}
+        sender.metrics(0, step, None, START + step, values | {"cpu": 93.5})
+    sender.send()
+    browser.open(address(talk))
+    browser.one(".chart-group[data-prefix=system] summary").click()
+    marks = "return document.querySelector(arguments[0]).chart.plot.uplot.axes[1]._values"
+    for name, title, now, mark in (
+        ("cpu", "cpu", "93.5", r"[\d.]+"),
+        ("system/cpu", "system/cpu (%)", "93.5 %", r"[\d.]+ %"),
+        ("system/gpu_temperature", "system/gpu_temperature (°C)", "61 °C", r"[\d.]+ °C"),
+        ("system/gpu_memory", "system/gpu_memory", "5 GiB", r"[45](\.25|\.5|\.75)? GiB"),
+    ):
+        charts.drawn(name)
+        assert (charts.text(name, "name"), charts.text(name, "legend")) == (title, now)
+        written = [one for one in browser.run(marks, charts.of(name)) if one]
+        assert len(written) > 1
+        assert all(re.fullmatch(mark, one) for one in written), written
+    cells = browser.run("return [...document.querySelectorAll('#summary details td')].map((one) => one.textContent)")
+    assert {"93.5 %", "4 GiB", "5 GiB", "61 °C"} <= set(cells)
 
 
 def test_every_module_is_asked_for_at_once(charts, restarted):

@@ -93,12 +93,18 @@ def test_a_training_is_watched_found_stalled_downloaded_from_and_stopped(browser
     assert hashlib.sha256(saved[0].read_bytes()).hexdigest() in digests
     assert shown in digests
 
+    def hint():
+        """How the stop dialog shows that a run that hangs is not stopped so."""
+        return browser.run("return getComputedStyle(document.querySelector('.if-stalled')).display")
+
+    assert hint() == "none"
     pid = training.pid_of(2)
     os.kill(pid, signal.SIGSTOP)
     try:
         browser.wait(lambda: "stalled" in browser.text("#state"), timeout=40, what="the stall")
         browser.wait(lambda: re.search(r"rank 2\b.* step \d+", browser.text(".reason")), what="rank 2 to be named")
         browser.wait(lambda: re.search("stalled|silent", tile(browser, 2)), what="its tile to turn")
+        assert hint() == "block"
     finally:
         os.kill(pid, signal.SIGCONT)
     browser.wait(lambda: "running" in browser.text("#state"), timeout=40, what="the run to go on")

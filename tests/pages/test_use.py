@@ -51,6 +51,14 @@ return location.pathname + ' ' + [...document.querySelectorAll('main *, header *
   .slice(0, 3).map(one => one.outerHTML.slice(0, 150)).join(' ... ')
 """
 
+SMALL = """
+// What a finger may miss on the page of a phone: links in the middle of a text are as high as the text.
+const worked = 'button, select, summary, textarea, input:not([type=checkbox], [type=hidden]), nav a, a.download';
+return [...document.querySelectorAll(worked + ', label:has([type=checkbox])')]
+  .filter(one => one.checkVisibility() && !one.closest('.skip') && one.getBoundingClientRect().height < 32)
+  .map(one => one.outerHTML.slice(0, 150))
+"""
+
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
@@ -190,6 +198,8 @@ def test_the_list_follows_what_is_typed_and_keeps_what_was_chosen(browser, hub, 
     assert active(browser) == "search"
     browser.one("[name=search]").send_keys(Keys.CONTROL, "a", Keys.NULL, Keys.DELETE)
     browser.wait(lambda: len(browser.all("#models tbody tr")) == 2, what="both models")
+    browser.all("#models input[type=checkbox]:checked")[0].click()
+    assert not browser.one("#models button").is_enabled(), "one alone is not compared"
     for box in browser.all("#models input[type=checkbox]:not(:checked)"):
         box.click()
     time.sleep(4)  # a refresh
@@ -221,6 +231,21 @@ def test_an_open_page_outlives_its_hub_and_its_session(browser, tmp_path):
         assert browser.driver.current_url.endswith("?log_stream=stdout")
 
 
+def test_a_rank_that_says_nothing_alarms_more_than_those_that_wait_for_it(page):
+    script = """
+        const one = document.createElement("span");
+        one.className = arguments[0];
+        document.querySelector("#tiles").append(one);
+        const {color, backgroundColor, backgroundImage} = getComputedStyle(one);
+        return [color, backgroundColor, backgroundImage]
+    """
+    words = {name: page.run(script, f"state {name}")[0] for name in ("dead", "silent", "stalled", "slow")}
+    assert words["silent"] == words["dead"] != words["stalled"] == words["slow"]
+    tiles = {name: page.run(script, f"tile {name}")[1:] for name in ("dead", "silent", "stalled", "slow")}
+    assert tiles["dead"][0] in tiles["silent"][1]
+    assert tiles["slow"][0] in tiles["stalled"][1]
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_pages_can_be_read_and_fit_a_phone(page, hub, run, hostile, scheme):
     page.scheme(scheme)
@@ -234,6 +259,7 @@ def test_pages_can_be_read_and_fit_a_phone(page, hub, run, hostile, scheme):
         for size in (WIDE, PHONE):
             page.resize(size)
             assert page.run("return document.documentElement.scrollWidth") <= size[0], page.run(WIDER, size[0])
+        assert page.run(SMALL) == [], path
         assert page.run(CONTRASTS) == [], path
         ground = page.run("return getComputedStyle(document.documentElement).backgroundColor")
         assert (sum(map(int, ground.strip("rgb()").split(","))) > 382) == (scheme == "light")

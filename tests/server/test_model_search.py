@@ -8,9 +8,10 @@ from hub_talk import Talk, attempt_event, metrics_event, new_id, problem
 from hub_v1_talk import V1, delete
 from sqlalchemy import select
 
+from ddphub.events import MODEL_STATES as STATES
 from ddphub.server import model_view
 from ddphub.server.database import Database
-from ddphub.server.model_search import STATES, Wanted, find
+from ddphub.server.model_search import Wanted, find
 from ddphub.server.states import Patience
 from ddphub.server.tables import Attempt, Model
 

@@ -9,7 +9,7 @@ from ddphub.server.pages.spark import HEIGHT, WIDTH, spark
 from ddphub.server.pages.time_line import WIDTH as UNITS
 from ddphub.server.pages.time_line import time_line
 from ddphub.server.pages.visitor import safe_next
-from ddphub.server.pages.words import bytes_, date, duration, plain
+from ddphub.server.pages.words import bytes_, date, duration, figure, plain
 
 
 def points(values):
@@ -90,6 +90,9 @@ def test_sizes_and_times_are_in_units_that_people_use():
         "2 h 5 min",
         "1 d 1 h",
     ]
+    names = ("system/cpu", "system/gpu_memory", "system/gpu_temperature", "system/gpu_power", "cpu")
+    assert [figure(61.5, name) for name in names] == ["61.5 %", "62 B", "61.5 °C", "61.5 W", "61.5"]
+    assert (figure(None, "system/cpu"), figure(7e9, "system/memory")) == ("", "6.52 GiB")
     assert date(1_700_000_000.4) == "2023-11-14 22:13:20 UTC"
     assert (plain(None), plain(1.23456789), plain(3), plain("x")) == ("", "1.23457", "3", "x")
 

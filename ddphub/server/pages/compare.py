@@ -66,6 +66,7 @@ def read(
         models=summaries,
         offered=offered if len(summaries) < MOST else [],
         ids=[summary["id"] for summary in summaries],
+        missing=len(ids) - len(summaries),
         config=_side_by_side([dict(flat(json.loads(row.request).get("config") or {})) for row in rows]),
         metrics=metrics,
     )

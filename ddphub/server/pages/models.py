@@ -11,6 +11,7 @@ from fastapi.responses import Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from ddphub.events import MODEL_STATES
 from ddphub.server import labels, model_search
 from ddphub.server.api.access import find_model
 from ddphub.server.hub import Hub, HubDep
@@ -76,7 +77,7 @@ def read(hub: HubDep, fragments: FragmentsDep, request: Request, signed_in: Sign
         ).all()
         tags = labels.all_tags(session)
         rows = _rows(hub, fragments, session, filters, _address(request), now=True)
-    return page("models.html", filters=filters, projects=projects, tags=tags, states=model_search.STATES, rows=rows)
+    return page("models.html", filters=filters, projects=projects, tags=tags, states=MODEL_STATES, rows=rows)
 
 
 @router.get("/parts/models", dependencies=[MustBeSignedIn])
@@ -108,7 +109,7 @@ def _rows(
 
 def _found(hub: Hub, session: Session, filters: Filters) -> dict[str, Any]:
     found = model_search.Page(results=[], total=0, last=None)
-    if not filters.state or filters.state in model_search.STATES:
+    if not filters.state or filters.state in MODEL_STATES:
         wanted = model_search.Wanted(
             project=filters.project or None,
             states=frozenset({filters.state} if filters.state else ()),

@@ -44,7 +44,12 @@ templates: Final = Environment(
     lstrip_blocks=True,
 )
 templates.filters.update(
-    bytes=words.bytes_, date=words.date, duration=words.duration, plain=words.plain, words=words.state
+    bytes=words.bytes_,
+    date=words.date,
+    duration=words.duration,
+    figure=words.figure,
+    plain=words.plain,
+    words=words.state,
 )
 templates.globals.update(asset=asset, mark=words.MARKS.get)
 

@@ -29,6 +29,15 @@ MARKS: Final = {
 """A sign beside each state, so that it is not told by colour alone."""
 
 _UNITS: Final = ("KiB", "MiB", "GiB", "TiB", "PiB")
+_SYSTEM_UNITS: Final = {
+    "system/cpu": "%",
+    "system/host_memory": "%",
+    "system/disk": "%",
+    "system/gpu": "%",
+    "system/gpu_temperature": "°C",
+    "system/gpu_power": "W",
+}
+_SYSTEM_SIZES: Final = ("system/memory", "system/gpu_memory")
 _STEPS: Final = ((60.0, 1, "s"), (3600.0, 60, "min"), (86400.0, 3600, "h"), (float("inf"), 86400, "d"))
 
 
@@ -42,6 +51,15 @@ def date(seconds: float | None) -> str:
 def plain(value: object) -> str:
     """A value in a cell: six digits of a float, nothing for None."""
     return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def figure(value: float | None, name: str) -> str:
+    """A value of the metric `name` with its unit, where ddphub measured it: `93 %`; nothing for None."""
+    if value is None:
+        return ""
+    if name in _SYSTEM_SIZES:
+        return bytes_(value)
+    return f"{plain(value)} {_SYSTEM_UNITS.get(name, '')}".rstrip()
 
 
 def state(value: str | None) -> str:

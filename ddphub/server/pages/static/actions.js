@@ -6,6 +6,7 @@
 //   [data-copy]               copies its value, or with data-copy-from the text of the element that it names
 //   [data-opens=ID]           opens a dialog, with data-address as its form's action and data-what as its [data-what]
 //   [data-closes]             closes its dialog
+//   button[data-needs=N]      can be pressed when N boxes of its form are chosen
 //   form[data-sends]          is sent in the background; the page shows the result
 
 const TYPING_MS = 250;
@@ -31,12 +32,26 @@ function filter(form) {
   refresh(form.dataset.filters);
 }
 
-document.addEventListener("input", (event) => {
-  const form = event.target.closest("form[data-filters]");
-  if (!form) return;
-  clearTimeout(typing);
-  typing = setTimeout(() => filter(form), event.target.matches("input[type=search], input[type=text], input[type=number]") ? TYPING_MS : 0);
-});
+for (const what of ["input", "change"]) {
+  document.addEventListener(what, (event) => {
+    const form = event.target.closest("form[data-filters]");
+    if (!form) return;
+    clearTimeout(typing);
+    const typed = what === "input" && event.target.matches("input[type=search], input[type=text], input[type=number]");
+    typing = setTimeout(() => filter(form), typed ? TYPING_MS : 0);
+  });
+}
+
+function enable() {
+  for (const button of document.querySelectorAll("button[data-needs]")) {
+    button.disabled = button.form.querySelectorAll("input:checked").length < Number(button.dataset.needs);
+  }
+}
+// A fragment comes with a button for browsers without scripts; going back restores boxes.
+for (const [where, what] of [[document, "change"], [document, "fragment"], [window, "pageshow"]]) {
+  where.addEventListener(what, enable);
+}
+enable();
 
 // A refresh leaves a form alone from the first key on until it was sent.
 document.addEventListener("input", (event) => {

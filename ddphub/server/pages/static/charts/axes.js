@@ -1,6 +1,6 @@
 // Ranges and marks of a chart's axes.
 
-import { clockMarks, duration, markNumber, shortNumber } from "./numbers.js";
+import { clockMarks, duration, markNumber } from "./numbers.js";
 
 const FONT = "11px system-ui, sans-serif";
 /** Beyond this, the distance between two numbers is itself no number. */
@@ -44,6 +44,12 @@ function roundSteps(low, high, least) {
   return powers.flatMap((power) => [1, 2, 5].map((digit) => Number(`${digit}e${power}`)));
 }
 
+/** The same for sizes in memory: powers of two. */
+function binarySteps(low, high) {
+  const last = Math.max(0, Math.ceil(Math.log2(high - low)) + 1);
+  return Array.from({ length: 12 }, (_, i) => 2 ** (last - 11 + i));
+}
+
 const [MINUTE, HOUR, DAY] = [60, 3600, 86_400];
 /** Distances of times. */
 const TIME_STEPS = [1, 2, 5, 10, 15, 30].flatMap((n) => [n, n * MINUTE]).concat([1, 2, 3, 6, 12].map((n) => n * HOUR));
@@ -70,8 +76,9 @@ function xMarks(kind) {
  * @param {string} kind what x is
  * @param {boolean} log whether y is logarithmic
  * @param {import("./colours.js").Colours} colours
+ * @param {import("./units.js").Unit} unit of y
  */
-export function axes(kind, log, colours) {
+export function axes(kind, log, colours, unit) {
   const common = {
     stroke: colours.text,
     font: FONT,
@@ -89,9 +96,9 @@ export function axes(kind, log, colours) {
   const y = {
     ...common,
     space: 32,
-    incrs: (_, _axis, low, high) => roundSteps(low, high, -320),
+    incrs: (_, _axis, low, high) => (unit.binary ? binarySteps(low, high) : roundSteps(low, high, -320)),
     values: (_, marks, _axis, _space, increment) =>
-      marks.map((mark) => (log ? shortNumber(mark) : markNumber(mark, increment))),
+      marks.map((mark) => (log ? unit.write(mark) : unit.mark(mark, increment))),
     size: (_, words) => 16 + 6.5 * Math.max(3, ...(words ?? []).map((word) => word.length)),
   };
   if (log) Object.assign(y, { splits: (_, _axis, low, high) => logMarks(low, high), filter: (_, marks) => marks });

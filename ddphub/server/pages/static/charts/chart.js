@@ -7,6 +7,7 @@ import { firstFrom, nearest } from "./lines.js";
 import { byKeys } from "./navigation.js";
 import { Plot } from "./plot.js";
 import { strokes } from "./strokes.js";
+import { unitOf } from "./units.js";
 
 /** A zoom asks at most this often while it moves. */
 const ASK_MS = 120;
@@ -53,7 +54,9 @@ export class Chart {
     this.note = part(".chart-note");
     this.problem = part(".chart-problem");
     this.said = part(".chart-said");
-    this.legend = new Legend(part(".chart-legend"));
+    this.unit = unitOf(name);
+    part(".chart-name").textContent = this.unit.name ? `${name} (${this.unit.name})` : name;
+    this.legend = new Legend(part(".chart-legend"), this.unit);
     this.plot = new Plot(this.plotBox, this, colours, (x) => this.#pointed(x));
     this.resetButton.addEventListener("click", () => this.reset());
     byKeys(figure, this);
@@ -104,7 +107,7 @@ export class Chart {
   /** Ask the hub for what is missing, or has changed; false when it did not answer. */
   async refresh() {
     const { base } = this.content;
-    if (!this.#visible || this.#refused === base) return true;
+    if (!this.#visible || this.#refused === base || this.choices.wrong) return true;
     try {
       await this.content.refresh(
         () => (this.#visible ? this.#view : null),
@@ -188,7 +191,7 @@ export class Chart {
 
   #redraw() {
     if (!this.#visible) return;
-    const { choices, colours, compared, content, models } = this;
+    const { choices, colours, compared, content, models, unit } = this;
     const lines = content.lines(this.#view.range !== null);
     // What was drawn stays until the hub has answered.
     if (lines === null) return;
@@ -198,7 +201,7 @@ export class Chart {
     if (lines.length && shown) {
       const many = compared || choices.show === "ranks";
       const group = choices.together ? "ddphub" : null;
-      this.plot.draw({ lines: this.#lines, kind: this.#kind, log: choices.log, many, compared, group }, shown);
+      this.plot.draw({ lines: this.#lines, kind: this.#kind, log: choices.log, unit, many, compared, group }, shown);
     } else {
       this.plot.destroy();
     }

@@ -1,5 +1,7 @@
 // What the toolbar says, kept in the page's address so that what is shown is always a link.
 
+import { wrongRanks } from "./ranks.js";
+
 const PREFIX = "chart-";
 const TYPING_MS = 400;
 
@@ -25,11 +27,13 @@ export class Choices extends EventTarget {
     }
     this.#read();
     form.addEventListener("submit", (event) => event.preventDefault());
-    form.addEventListener("input", (event) => {
+    const follow = (event) => {
       clearTimeout(this.#timer);
-      const typed = event.target.matches("[type=search], [type=text]");
+      const typed = event.type === "input" && event.target.matches("[type=search], [type=text]");
       this.#timer = setTimeout(() => this.#changed(), typed ? TYPING_MS : 0);
-    });
+    };
+    form.addEventListener("input", follow);
+    form.addEventListener("change", follow);
   }
 
   /** What counts is what was said last, not what is being typed. */
@@ -53,6 +57,11 @@ export class Choices extends EventTarget {
   /** As the user wrote them: "0,4-7". */
   get ranks() {
     return this.#get("ranks");
+  }
+
+  /** What is wrong with the chosen ranks, in words; empty when nothing is, or none are chosen. */
+  get wrong() {
+    return this.show === "ranks" ? wrongRanks(this.ranks) : "";
   }
 
   /** "step", "epoch" or "time" */

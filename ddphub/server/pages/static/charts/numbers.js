@@ -4,9 +4,11 @@ const UNITS = [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]];
 const WHOLE = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 const DATE = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short" });
 
-/** "1.50" -> "1.5", "2.00" -> "2"; what has no fraction stays. */
+/** "1.50" -> "1.5", "2.00e+10" -> "2e10"; what has no fraction stays. */
 function trimmed(text) {
-  return text.includes(".") ? text.replace(/\.?0+(?=e|$)/, "") : text;
+  const [mantissa, exponent] = text.split("e");
+  const short = mantissa.includes(".") ? mantissa.replace(/\.?0+$/, "") : mantissa;
+  return exponent === undefined ? short : `${short}e${exponent.replace("+", "")}`;
 }
 
 /**
@@ -17,7 +19,7 @@ function trimmed(text) {
 export function shortNumber(value, digits = 4) {
   const size = Math.abs(value);
   if (size === 0) return "0";
-  if (size >= 1e15 || size < 1e-4) return trimmed(value.toExponential(digits - 1)).replace("e+", "e");
+  if (size >= 1e15 || size < 1e-4) return trimmed(value.toExponential(digits - 1));
   const [unit, letter] = UNITS.find(([least]) => size >= least) ?? [1, ""];
   return trimmed((value / unit).toFixed(Math.max(0, digits - 1 - Math.floor(Math.log10(size / unit))))) + letter;
 }
@@ -32,7 +34,7 @@ export function markNumber(value, increment) {
   if (size < increment / 1e6) return "0";
   if (size >= 1e15 || increment < 1e-5) {
     const digits = Math.floor(Math.log10(size) + 1e-9) - Math.floor(Math.log10(increment) + 1e-9);
-    return trimmed(value.toExponential(Math.min(12, Math.max(0, digits)))).replace("e+", "e");
+    return trimmed(value.toExponential(Math.min(12, Math.max(0, digits))));
   }
   const [unit, letter] = UNITS.find(([least]) => size >= least) ?? [1, ""];
   return trimmed((value / unit).toFixed(Math.min(12, Math.max(0, Math.ceil(-Math.log10(increment / unit)))))) + letter;

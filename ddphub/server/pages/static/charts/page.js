@@ -4,6 +4,7 @@ import { ask, Refused } from "./answers.js";
 import { Chart } from "./chart.js";
 import { Choices } from "./choices.js";
 import { Colours } from "./colours.js";
+import { beyond } from "./ranks.js";
 import { View } from "./view.js";
 
 const PAGE = 1000;
@@ -128,8 +129,16 @@ class ChartsPage {
   #showFields() {
     const { show, smoothing } = this.choices;
     const ranks = this.section.querySelector(".chart-ranks");
-    if (ranks) ranks.hidden = show !== "ranks";
+    if (ranks) this.#showRanks(ranks, show === "ranks");
     this.section.querySelector(".chart-smoothing").value = smoothing ? smoothing.toFixed(2) : "off";
+  }
+
+  #showRanks(field, shown) {
+    const { ranks, wrong } = this.choices;
+    const says = this.section.querySelector(".chart-ranks-wrong");
+    field.hidden = !shown;
+    field.querySelector("input").setAttribute("aria-invalid", String(wrong !== ""));
+    says.textContent = shown ? wrong || beyond(ranks, Number(this.section.dataset.ranks)) : "";
   }
 
   #chosen() {
@@ -169,7 +178,8 @@ class ChartsPage {
     for (const { details, grid, count } of this.#groups.values()) {
       const left = [...grid.children].filter((figure) => !figure.hidden).length;
       details.hidden = left === 0;
-      if (count.textContent !== String(left)) count.textContent = left;
+      const words = `(${left} chart${left === 1 ? "" : "s"})`;
+      if (count.textContent !== words) count.textContent = words;
     }
     this.section.querySelector(".chart-none").hidden = this.#charts.size > 0;
     const unmatched = this.section.querySelector(".chart-unmatched");
@@ -181,7 +191,6 @@ class ChartsPage {
     figure.dataset.name = name;
     figure.setAttribute("aria-label", `Chart of ${name}`);
     const group = this.#group(name.includes("/") ? name.slice(0, name.indexOf("/")) : "");
-    figure.querySelector(".chart-name").textContent = name;
     insertSorted(group.grid, figure, (other) => byName(name, other.dataset.name));
     const view = this.choices.together ? this.#view : new View();
     view.kind = this.choices.x;

@@ -23,6 +23,7 @@ const SHARED_CURSOR = {
  * @property {DrawnLine[]} lines
  * @property {string} kind what x is: "step", "epoch", "time" or "elapsed"
  * @property {boolean} log
+ * @property {import("./units.js").Unit} unit of the values
  * @property {boolean} many whether each line is one of its own, so that the one near the cursor stands out
  * @property {boolean} compared whether the lines are of several models
  * @property {string|null} group charts of one group show one cursor
@@ -109,7 +110,7 @@ export class Plot {
     this.#uplot = null;
   }
 
-  #options({ kind, log, many, group }, series, bands) {
+  #options({ kind, log, unit, many, group }, series, bands) {
     let pans = () => false;
     return {
       width: Math.max(this.#box.clientWidth, 100),
@@ -120,7 +121,7 @@ export class Plot {
         x: { time: false, range: () => this.#range },
         y: { distr: log ? 3 : 1, range: (_, low, high) => (log ? logRange(low, high) : valueRange(low, high)) },
       },
-      axes: axes(kind, log, this.#colours),
+      axes: axes(kind, log, this.#colours, unit),
       series: [{}, ...series],
       bands,
       focus: { alpha: 0.25 },
