@@ -269,8 +269,8 @@ def fill(hub):
         scale=0.93,
     )
     ended(hub, "detection", "yolo11n-crowd", "failed", hours_ago=5, steps=60, reason=_TRACEBACK, tags=["coco"])
-    ended(hub, "language", "gpt-mini-ar", "node_failed", hours_ago=4, steps=120, reason="SLURM: node gpu-b07 failed")
-    ended(hub, "language", "gpt-mini", "preempted", hours_ago=3, steps=210, reason="SIGTERM")
+    ended(hub, "detection", "yolo11x-crowd", "node_failed", hours_ago=4, steps=120, reason="SLURM: node gpu-b07 failed")
+    ended(hub, "detection", "yolo11l-crowd", "preempted", hours_ago=3, steps=210, reason="SIGTERM")
 
 
 def going(hub, project, name, *, ranks=4, **labels):

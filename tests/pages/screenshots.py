@@ -43,7 +43,7 @@ def pictures(browser, hub, folder):
     take(browser, folder, "empty")
     sample_hub.fill(hub)
     sample_hub.going(hub, "detection", "yolo11m-coco")
-    stalled = sample_hub.going(hub, "language", "gpt-mini-long")
+    stalled = sample_hub.going(hub, "detection", "yolo11l-coco")
     with sample_hub.LiveRun(hub, beating=[stalled]) as live:
         time.sleep(SILENCE_S)
         browser.open(hub.url)
@@ -53,7 +53,6 @@ def pictures(browser, hub, folder):
         browser.open(f"{hub.url}/models/{live.talk.model_id}")
         time.sleep(5)
         take_one(browser, folder / "readme-model.png", (1180, 1180), "dark")
-        take_one(browser, folder / "readme-phone.png", PHONE, "light")
         browser.one("details:has(#delivery) summary").click()
         time.sleep(5)
         take(browser, folder, "model")
