@@ -50,7 +50,8 @@ if arguments.end == "raise":
 if arguments.end == "wait":
     print("before the signal", end="")
     (arguments.out / f"ready-{rank}").write_text("")
-    signal.pause()
+    while True:  # a handler lets it return once
+        signal.pause()
 if arguments.end == "finish":
     run.finish()
     print("after the end")
