@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from ddphub.server.api.access import api_router, find_checkpoint, needs_key_or_session
 from ddphub.server.blobs import read_chunks
 from ddphub.server.body import INT64_MAX
+from ddphub.server.etags import has_already
 from ddphub.server.hub import Hub, HubDep
 from ddphub.server.problems import Problem
 from ddphub.server.signing import DOWNLOADS_PATH, Download
@@ -76,7 +77,7 @@ def _send(hub: Hub, request: Request, row: CheckpointFile, project: Project, nam
         "cache-control": "private, no-cache",
         "content-disposition": _disposition(name),
     }
-    if _matches(request.headers.get("if-none-match", ""), etag):
+    if has_already(request, etag):
         return Response(status_code=304, headers=headers)
     start, end, status = 0, row.size, 200
     wanted = request.headers.get("range")
@@ -111,11 +112,6 @@ def _project_of(session: Session, checkpoint: Checkpoint) -> Project:
 def _disposition(name: str) -> str:
     # Percent-encoded, so that no name can end the header or leave the browser's download folder.
     return f"attachment; filename*=UTF-8''{quote(name.rsplit('/', 1)[-1], safe='')}"
-
-
-def _matches(if_none_match: str, etag: str) -> bool:
-    given = [one.strip().removeprefix("W/") for one in if_none_match.split(",")]
-    return etag in given or "*" in given
 
 
 def _range(header: str, size: int) -> tuple[int, int] | None:

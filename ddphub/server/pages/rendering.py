@@ -18,6 +18,7 @@ from fastapi import Depends, Request
 from fastapi.responses import HTMLResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ddphub.server.etags import has_already
 from ddphub.server.pages import words
 from ddphub.server.pages.assets import asset
 
@@ -162,6 +163,6 @@ def fragment_answer(request: Request, fragment: Fragment, poll_after_s: float) -
     """
     headers = {**_HEADERS, "etag": fragment.etag, "cache-control": "private, no-cache"}
     headers["poll-after"] = f"{poll_after_s:g}"
-    if request.headers.get("if-none-match") == fragment.etag:
+    if has_already(request, fragment.etag):
         return Response(status_code=304, headers=headers)
     return HTMLResponse(fragment.html, headers=headers)
