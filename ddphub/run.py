@@ -512,8 +512,9 @@ class Run:
 
     def on_failure(self, kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
         """See `process`: the run is a failed one, and says why."""
-        said = without_keys("".join(traceback.format_exception(kind, error, trace)), self._settings.secrets)
-        self._failure = plain_text(said, REASON_LENGTH)
+        # The end of it before anything else: an exception may quote a whole batch, and this is the training's thread.
+        said = "".join(traceback.format_exception(kind, error, trace))[-2 * REASON_LENGTH :]
+        self._failure = plain_text(without_keys(said, self._settings.secrets), REASON_LENGTH)
 
     def on_fork(self) -> None:
         """See `process`: in the child this copy is silent; its threads are the parent's."""
