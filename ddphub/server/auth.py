@@ -59,7 +59,17 @@ class Keys:
         salt = secrets.token_bytes(16)
         digest = _digest(salt, key)
         with self._database.write() as session:
-            session.add(ApiKey(salt=salt, digest=digest, created_at=time.time()))
+            session.add(
+                ApiKey(
+                    public_id=secrets.token_hex(10),
+                    prefix=key[:6],
+                    salt=salt,
+                    digest=digest,
+                    name="the first key",
+                    role="admin",
+                    created_at=time.time(),
+                )
+            )
         self._known.append((salt, digest))
 
     def accepts(self, key: str) -> bool:

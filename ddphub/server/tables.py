@@ -9,7 +9,9 @@ projects ── models ── attempts ── events          one row per (attem
    │           ├── checkpoints ── checkpoint_files
    │           └── deleted_checkpoints            so that a repeat does not bring one back
    └── blobs                                      bytes on disk that a commit vouches for
-api_keys
+users ── grants                                    what a user may do, where
+   └──── api_keys ── browser_sessions              what programs and browsers show
+sign_in_failures, audit
 ```
 
 A `..._ref` column names a row of another table by its number; ids that clients see are text. Times are seconds since
@@ -52,19 +54,98 @@ class Base(DeclarativeBase):
     )
 
 
-class ApiKey(Base):
-    """A key that the hub made: only its salted digest."""
+class User(Base):
+    """A person, or a program, that has keys; one with `disabled_at` may do nothing."""
 
-    __tablename__ = "api_keys"
+    __tablename__ = "users"
 
     id: Mapped[int] = mapped_column(primary_key=True)
+    public_id: Mapped[str] = mapped_column(String(20), unique=True)
+    name: Mapped[str] = mapped_column(String(MAX_NAME), unique=True)
+    created_at: Mapped[float]
+    disabled_at: Mapped[float | None]
+
+
+class Grant(Base):
+    """What a user may do: `admin`, `writer` or `reader`, in one project or where it names none in all."""
+
+    __tablename__ = "grants"
+    __table_args__ = (UniqueConstraint("user_ref", "project_ref"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    user_ref: Mapped[int] = mapped_column(ForeignKey("users.id"))
+    project_ref: Mapped[int | None] = mapped_column(ForeignKey("projects.id"))
+    role: Mapped[str] = mapped_column(String(16))
+
+
+class ApiKey(Base):
+    """A key that the hub made: only its salted digest, and the first letters by which people and the hub find it.
+
+    It can do at most what `role` says, in `project_ref` where it names one, to the run `run_id` where it names one, and
+    no more than its user where it has one. A key of an older hub has no prefix.
+    """
+
+    __tablename__ = "api_keys"
+    __table_args__ = (Index(None, "prefix"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    public_id: Mapped[str] = mapped_column(String(20), unique=True)
+    prefix: Mapped[str | None] = mapped_column(String(8))
     salt: Mapped[bytes] = mapped_column(LargeBinary(16))
     digest: Mapped[bytes] = mapped_column(LargeBinary(32))
+    user_ref: Mapped[int | None] = mapped_column(ForeignKey("users.id"))
+    name: Mapped[str] = mapped_column(String(MAX_NAME))
+    role: Mapped[str] = mapped_column(String(16))
+    project_ref: Mapped[int | None] = mapped_column(ForeignKey("projects.id"))
+    run_id: Mapped[str | None] = mapped_column(String(128))
     created_at: Mapped[float]
+    expires_at: Mapped[float | None]
+    revoked_at: Mapped[float | None]
+    last_used_at: Mapped[float | None]
+
+
+class BrowserSession(Base):
+    """A browser that signed in with a key; `key_ref` is empty where that was the key of the settings."""
+
+    __tablename__ = "browser_sessions"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    public_id: Mapped[str] = mapped_column(String(32), unique=True)
+    key_ref: Mapped[int | None] = mapped_column(ForeignKey("api_keys.id"))
+    created_at: Mapped[float]
+    expires_at: Mapped[float]
+    ended_at: Mapped[float | None]
+
+
+class SignInFailures(Base):
+    """Wrong keys given at the sign-in form from one address, for all processes of a hub."""
+
+    __tablename__ = "sign_in_failures"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    address: Mapped[str] = mapped_column(String(64), unique=True)
+    count: Mapped[int]
+    since: Mapped[float]
+
+
+class AuditRecord(Base):
+    """Who changed what, when and from where; `detail` is JSON."""
+
+    __tablename__ = "audit"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    time: Mapped[float]
+    who: Mapped[str] = mapped_column(Text)
+    key: Mapped[str | None] = mapped_column(String(20))
+    action: Mapped[str] = mapped_column(String(64))
+    object: Mapped[str] = mapped_column(Text)
+    address: Mapped[str | None] = mapped_column(String(64))
+    request_id: Mapped[str | None] = mapped_column(String(64))
+    detail: Mapped[str] = mapped_column(Text)
 
 
 class Project(Base):
-    """A project: the scope of run ids and of blobs."""
+    """A project: the scope of run ids and of blobs. `retention` is JSON: which checkpoints are kept; empty for all."""
 
     __tablename__ = "projects"
 
@@ -72,6 +153,7 @@ class Project(Base):
     public_id: Mapped[str] = mapped_column(String(20), unique=True)
     name: Mapped[str] = mapped_column(String(MAX_NAME), unique=True)
     created_at: Mapped[float]
+    retention: Mapped[str | None] = mapped_column(Text)
 
 
 class Model(Base):
@@ -253,7 +335,11 @@ class Points(Base):
 
 
 class Checkpoint(Base):
-    """One checkpoint, from its first request on; committed when `committed_at` says so."""
+    """One checkpoint, from its first request on; committed when `committed_at` says so.
+
+    The process `checking_by` checks its bytes until `checking_until` and prolongs that; `failure` says why its bytes
+    can never be what was announced.
+    """
 
     __tablename__ = "checkpoints"
     __table_args__ = (UniqueConstraint("model_ref", "entry_id"),)
@@ -272,10 +358,16 @@ class Checkpoint(Base):
     fingerprint: Mapped[bytes] = mapped_column(LargeBinary(32))
     created_at: Mapped[float]
     committed_at: Mapped[float | None]
+    checking_by: Mapped[str | None] = mapped_column(String(32))
+    checking_until: Mapped[float | None]
+    failure: Mapped[str | None] = mapped_column(Text)
 
 
 class CheckpointFile(Base):
-    """One file of a checkpoint; `number` counts from 0, `parts` is a JSON list of sha256."""
+    """One file of a checkpoint; `number` counts from 0, `parts` is a JSON list of sha256.
+
+    `location` and `upload_id` name the multipart upload by which it arrives at an object storage.
+    """
 
     __tablename__ = "checkpoint_files"
     __table_args__ = (UniqueConstraint("checkpoint_ref", "number"), UniqueConstraint("checkpoint_ref", "name"))
@@ -287,6 +379,8 @@ class CheckpointFile(Base):
     size: Mapped[int]
     sha256: Mapped[str] = mapped_column(String(64))
     parts: Mapped[str] = mapped_column(Text)
+    location: Mapped[str | None] = mapped_column(Text)
+    upload_id: Mapped[str | None] = mapped_column(Text)
 
 
 class DeletedCheckpoint(Base):
@@ -303,7 +397,10 @@ class DeletedCheckpoint(Base):
 
 
 class Blob(Base):
-    """A file that this project holds: its bytes are on disk and were checked."""
+    """A file that this project holds: its bytes are stored and were checked.
+
+    `location` is its key in an object storage; a local directory finds it by its sha256.
+    """
 
     __tablename__ = "blobs"
     __table_args__ = (UniqueConstraint("project_ref", "sha256"),)
@@ -313,3 +410,4 @@ class Blob(Base):
     sha256: Mapped[str] = mapped_column(String(64))
     size: Mapped[int]
     created_at: Mapped[float]
+    location: Mapped[str | None] = mapped_column(Text)
