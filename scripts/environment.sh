@@ -56,6 +56,7 @@ make_environment() {
     if [[ ! -f $stamp || $(<"$stamp") != "$wanted" ]]; then
         # A moved checkout or another Python: what is there has the old paths in it.
         if [[ ! -f $venv/made-for || $(<"$venv/made-for") != "$root $("$python" -VV)" ]]; then
+            [[ ! -L $venv ]] || fail "$venv is a link to an environment of another checkout, or another Python: remove it"
             printf 'making %s\n' "$venv" >&2
             "$python" -m venv --clear "$venv"
             printf '%s\n' "$root $("$python" -VV)" >"$venv/made-for"
@@ -122,6 +123,10 @@ install_programs() {
     for program in "${!packages[@]}"; do
         command -v "$program" >/dev/null || missing+=("${packages[$program]}")
     done
+    # Debian keeps its programs off the path; tests/postgres.py finds them.
+    if ! command -v postgres >/dev/null && ! compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null; then
+        missing+=(postgresql)
+    fi
     if [[ ${#missing[@]} -gt 0 ]]; then
         export DEBIAN_FRONTEND=noninteractive
         # Debian starts a daemon when it installs it, unless this program says that it may not (101).

@@ -1,11 +1,75 @@
 """What tests of the training side share: a real hub on loopback, and jobs that report to it."""
 
+import contextlib
 import os
 import socket
+from pathlib import Path
 
+import postgres
 import pytest
 from hub_process import KEY, HubProcess
 from jobs import QUIET, HubView, Job
+
+CLOCKED = {"slurm", "pages"}
+"""Folders whose tests have limits of time that are not theirs: SLURM's, and a browser's."""
+
+
+def pytest_addoption(parser, pluginmanager):
+    pluginmanager.register(postgres)
+    parser.addoption(
+        "--failed-to",
+        type=Path,
+        metavar="FILE",
+        help="write down what failed: a line `clock TEST` or `other TEST` each",
+    )
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.parent.name in CLOCKED:
+            item.add_marker(pytest.mark.clock)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """A test with such limits goes first, with all that it starts, where others want the processor too."""
+    if item.get_closest_marker("clock") is None:
+        return (yield)
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    with contextlib.suppress(PermissionError):  # only root may, as in CI
+        os.setpriority(os.PRIO_PROCESS, 0, -10)
+    try:
+        return (yield)
+    finally:
+        os.setpriority(os.PRIO_PROCESS, 0, before)
+
+
+def pytest_configure(config):
+    path = config.getoption("--failed-to")
+    if path is not None and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_Failed(path))
+
+
+class _Failed:
+    """Writes down each test that failed, for scripts/test.
+
+    Args:
+        path: an empty file.
+    """
+
+    def __init__(self, path):
+        self._path = path
+
+    def pytest_runtest_logreport(self, report):
+        self._write("clock" if "clock" in report.keywords else "other", report)
+
+    def pytest_collectreport(self, report):
+        self._write("other", report)
+
+    def _write(self, kind, report):
+        if report.failed:
+            with self._path.open("a") as file:
+                file.write(f"{kind} {report.nodeid}\n")
 
 
 @pytest.fixture(autouse=True)

@@ -6,11 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TextIO
 
+import postgres
 import requests
+from nursery import Forked, Nursery
 
 READY = "ddphub hub on "
+
+_HUBS = Nursery("hub_imports")
 
 KEY = "test-key-test-key-test-key-test-key-test-k"
 """The key of the hubs that tests of the training side start."""
@@ -24,9 +28,18 @@ class HubProcess:
         api_key: given to the hub in DDPHUB_API_KEY; None lets the hub make one at its first start.
         port: 0 for a free one; a restart keeps the port that the first start got.
         arguments: more arguments, as `--part-size`.
+        cold: start Python and import everything, as a user's hub does; else a fork of a process that has done so.
     """
 
-    def __init__(self, data_dir: Path, api_key: str | None = None, port: int = 0, arguments: tuple[str, ...] = ()):
+    def __init__(
+        self,
+        data_dir: Path,
+        api_key: str | None = None,
+        port: int = 0,
+        arguments: tuple[str, ...] = (),
+        *,
+        cold: bool = False,
+    ):
         self.data_dir = data_dir
         self.log = data_dir.with_name(data_dir.name + ".log")
         self.port = port
@@ -35,7 +48,11 @@ class HubProcess:
         self.said: list[str] = []
         self._given_key = api_key
         self._arguments = arguments
-        self._process: subprocess.Popen[str] | None = None
+        self._cold = cold
+        self._process: subprocess.Popen[bytes] | Forked | None = None
+        self._stdout: TextIO | None = None
+        if not cold:
+            _HUBS.open()
         self.start()
 
     def start(self) -> None:
@@ -43,14 +60,22 @@ class HubProcess:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("DDPHUB_")}
         if self._given_key is not None:
             environment["DDPHUB_API_KEY"] = self._given_key
-        command = [sys.executable, "-m", "ddphub.server", "--data", str(self.data_dir), "--port", str(self.port)]
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [*command, *self._arguments], stdout=subprocess.PIPE, stderr=log, text=True, env=environment
-            )
-        assert self._process.stdout is not None
+        arguments = ["-m", "ddphub.server", "--data", str(self.data_dir), "--port", str(self.port), *self._arguments]
+        if "--database-url" not in arguments and isinstance(self.database, str):
+            arguments += ["--database-url", self.database]
+        reader, writer = os.pipe()
+        self._stdout = os.fdopen(reader)
+        with self.log.open("ab") as log, os.fdopen(writer, "wb") as stdout:
+            if self._cold:
+                self._process = subprocess.Popen(
+                    [sys.executable, *arguments], stdout=stdout, stderr=log, env=environment
+                )
+            else:
+                self._process = _HUBS.start(
+                    arguments, environment=environment, stdout=stdout.fileno(), stderr=log.fileno()
+                )
         self.said = []
-        for line in self._process.stdout:
+        for line in self._stdout:
             self.said.append(line.rstrip("\n"))
             if line.startswith("export DDPHUB_API_KEY="):
                 self.key = line.strip().partition("=")[2]
@@ -59,14 +84,24 @@ class HubProcess:
                 self.port = int(self.url.rpartition(":")[2])
                 return
         code = self._process.wait()
-        self._process.stdout.close()
+        self._stdout.close()
         raise RuntimeError(f"the hub ended with {code} before it served: {self.log.read_text()[-4000:]}")
+
+    @property
+    def database(self) -> Path | str:
+        """What `Database` opens, once the hub has stopped."""
+        return postgres.database_of(self.data_dir) or self.data_dir / "hub.db"
 
     @property
     def pid(self) -> int:
         """The process's id."""
         assert self._process is not None
         return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process is there."""
+        return self._process is not None and self._process.poll() is None
 
     def stop(self) -> int:
         """Ask the hub to end, as a service manager does; returns its exit code."""
@@ -80,9 +115,9 @@ class HubProcess:
         process = self._process
         assert process is not None
         process.send_signal(number)
-        code = process.wait(30)
-        assert process.stdout is not None
-        process.stdout.close()
+        code = process.wait(150)
+        assert self._stdout is not None
+        self._stdout.close()
         return code
 
     def restart(self) -> None:
@@ -107,3 +142,4 @@ class HubProcess:
     ) -> None:
         if self._process is not None and self._process.poll() is None:
             self.kill()
+        postgres.leave(self.data_dir)

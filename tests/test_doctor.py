@@ -308,10 +308,10 @@ def test_nonsense_and_a_dead_world_in_the_store_are_passed_over(free_port, tmp_p
         message = {"rank": 1, "nonce": nonce, "time": 1.0, "report": report}
         store.queue_push(f"ddphub//doctor/from/{order['reply']}", json.dumps(message))
     second = subprocess.Popen(command, **pipes, env={**os.environ, **rank_of_two(1, free_port)})
-    out, err = first.communicate(timeout=90)
+    out, err = first.communicate(timeout=150)
     found = Diagnosis(subprocess.CompletedProcess([], first.returncode, out, err))
     assert (found.code, found.of("ranks")[1]) == (0, "all 2 ranks answer")
-    assert second.communicate(timeout=90) == ("", "")
+    assert second.communicate(timeout=150) == ("", "")
     assert second.returncode == 0
 
 

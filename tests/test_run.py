@@ -290,7 +290,7 @@ def test_a_hub_that_never_answers_holds_up_neither_init_nor_finish(start, tmp_pa
         run = start(hub=f"http://127.0.0.1:{listener.getsockname()[1]}", finish_timeout=2)
         run.log({"loss": 0.5})
         run.finish()
-        bound = 2.0 + 2.0 + 5.0  # init's wait, the finish timeout, and room for a slow machine
+        bound = 2.0 + 2.0 + 20.0  # init's wait, the finish timeout, and room for a slow machine
         assert time.monotonic() - began < bound
     assert report_of(run, tmp_path).events["pending"] >= 1
 
@@ -485,7 +485,7 @@ def test_a_clock_set_back_does_not_make_the_newest_best_an_old_one(start, view, 
 def test_the_lock_is_let_go_when_a_request_outlives_finish(start, tmp_path, proxy, own_hub, view):
     """A process that lives on must not keep `ddphub sync` out for ever."""
     release = threading.Event()
-    proxy.fault = lambda handler: handler.path.endswith("/events") and release.wait(60) and False
+    proxy.fault = lambda handler: handler.path.endswith("/events") and release.wait(240) and False
     run = start(hub=proxy.url, finish_timeout=1)
     run.log({"loss": 0.5})
     wait_until(lambda: any(path.endswith("/events") for _, path in proxy.seen), what="the request")
@@ -565,5 +565,5 @@ def test_two_starts_of_one_run_at_the_same_moment_are_two_attempts(tmp_path):
         subprocess.Popen([sys.executable, "-c", program, str(tmp_path), at], stderr=subprocess.DEVNULL)
         for _ in range(3)
     ]  # fmt: skip
-    assert [start.wait(60) for start in starts] == [0] * 3
+    assert [start.wait(150) for start in starts] == [0] * 3
     assert len(RunInfo.load(tmp_path / "twice" / "run.json").attempts) == 3

@@ -93,7 +93,7 @@ counted.put("train")
 counted._timer.join()
 counted.put("train")
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=150, check=True)
     assert "usage events were not sent" in done.stderr
     assert "s3cret" not in done.stderr + done.stdout
 

@@ -15,13 +15,15 @@ from pathlib import Path
 import needs as machine
 import numpy as np
 import psutil
-from jobs import Job
+from jobs import AT_IMPORT, Job
+from nursery import Nursery
 
 VERSIONS = ("8.4.190", "8.4.114", "8.0.217")
 """Of Ultralytics: today's; the last with a HUB v1 client, through hub-sdk; one with a HUB v1 client of its own."""
 
 _HERE = Path(__file__).parent / "trainer_env"
 _INSTALLED = Path(sys.prefix) / "trainers"
+_TRAINERS: dict[str, Nursery] = {}
 
 
 def needs(version):
@@ -72,6 +74,11 @@ class Training(Job):
 
     def __init__(self, folder, version, *, mode, ranks=2, program="yolo_train.py", hub=None, **options):
         self._home = folder / "home"
+        if version not in _TRAINERS:
+            # Not the trainer itself: it reads its settings when it is imported.
+            modules = ("torch.distributed.run", "torchvision", "cv2", "PIL.Image", "yaml", "requests", "filelock")
+            _TRAINERS[version] = Nursery(*modules, environment={**AT_IMPORT, **paths(version)})
+        self.nursery = _TRAINERS[version]
         self.weights = folder / "train" / "weights"
         options["environment"] = {**environment(version, self._home), **options.get("environment", {})}
         if mode == "launcher":

@@ -711,7 +711,7 @@ def test_the_program_says_it_too(hub, template, tmp_path, target, kind):
     copy = Copy(template, tmp_path)
     damage(lambda _: 0, target, copy.files[target], kind)
     for command in ("status", "sync"):
-        done = command_line(command, str(copy.folder.path), hub=hub, check=False, timeout=60)
+        done = command_line(command, str(copy.folder.path), hub=hub, check=False, timeout=150)
         assert done.returncode == 1 if command == "sync" or target == "run.json" else done.returncode == 0
         assert "Traceback" not in done.stderr + done.stdout
     assert copy.files[target].name in done.stderr + done.stdout

@@ -20,9 +20,9 @@ import needs
 import pytest
 import requests
 from hub_process import KEY
-from jobs import PROGRAMS, ddphub, wait_until
+from jobs import AT_IMPORT, PROGRAMS, RANKS, ddphub, start_python, wait_until
 
-SLACK = 20.0
+SLACK = 40.0
 """Seconds that a busy machine may add to a bound."""
 
 HASTY_SYNC = (
@@ -42,15 +42,18 @@ def start(tmp_path):
     started = []
 
     def make(program, *arguments, before=(), **environment):
-        variables = {"DDPHUB_DIR": str(tmp_path / "runs"), "DDPHUB_API_KEY": KEY, "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(
-            [*before, sys.executable, str(PROGRAMS / program), "--out", str(tmp_path), *map(str, arguments)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **variables, **environment},
-            start_new_session=True,
-        )
+        variables = {"DDPHUB_DIR": str(tmp_path / "runs"), "DDPHUB_API_KEY": KEY}
+        output = [tmp_path / f"{name}-{len(started)}" for name in ("stdout", "stderr")]
+        with output[0].open("wb") as out, output[1].open("wb") as err:
+            process = start_python(
+                [PROGRAMS / program, "--out", tmp_path, *arguments],
+                RANKS,
+                environment={**os.environ, **AT_IMPORT, **variables, **environment},
+                stdout=out,
+                stderr=err,
+                before=before,
+            )
+        process.output = output
         started.append(process)
         return process
 
@@ -59,12 +62,13 @@ def start(tmp_path):
     for process in started:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.wait()
 
 
-def ends(process, timeout=60):
+def ends(process, timeout=150):
     """What the program said of its times, and what ddphub said on stderr; exit code 0."""
-    said, told = process.communicate(timeout=timeout)
+    process.wait(timeout)
+    said, told = [path.read_text() for path in process.output]
     assert process.returncode == 0, told
     return json.loads(said), told
 
@@ -142,13 +146,14 @@ def test_hubs_whose_answers_take_for_ever(tmp_path, start):
         for run in runs:
             times, told = ends(run)
             assert times["log"] < 1
+            assert times["longest log"] < SLACK / 2
             assert times["init"] < 2 + SLACK
             assert times["save"] < SLACK
             assert times["finish"] < 1 + SLACK
             assert "ddphub status" in told
         began = time.monotonic()
         syncs = [hasty_sync(places[name], urls[name]) for name in TRICKLES]
-        told = {name: sync.communicate(timeout=60)[1] for name, sync in zip(TRICKLES, syncs, strict=True)}
+        told = {name: sync.communicate(timeout=150)[1] for name, sync in zip(TRICKLES, syncs, strict=True)}
         assert time.monotonic() - began < 2 * (1 + 1) + SLACK
     for name, sync in zip(TRICKLES, syncs, strict=True):
         assert sync.returncode == 1, name
@@ -232,7 +237,7 @@ def test_a_hub_that_takes_an_upload_byte_by_byte(tmp_path, start, own_hub, view)
         assert "ddphub status" in told
         assert len(view.metrics()) == 50
         sync = hasty_sync(tmp_path / "runs", slow.url)
-        told = sync.communicate(timeout=60)[1]
+        told = sync.communicate(timeout=150)[1]
         assert sync.returncode == 1
         assert "timed out" in told
     assert status(tmp_path / "runs")["checkpoints"]["pending"] == 1
@@ -264,8 +269,9 @@ def test_a_store_whose_process_is_stopped(tmp_path, start, free_port, when):
         time.sleep(1)  # the ranks find each other
     store.send_signal(signal.SIGSTOP)
     (tmp_path / "go").touch()
-    (first, told), (second, _) = [ends(rank, 30) for rank in ranks]
+    (first, told), (second, _) = [ends(rank) for rank in ranks]
     assert max(first["log"], second["log"]) < 1
+    assert max(first["longest log"], second["longest log"]) < SLACK / 2
     assert first["init"] < 20 + SLACK
     assert second["init"] < SLACK
     assert first["save"] < SLACK
@@ -364,15 +370,15 @@ def test_a_rank_ends_while_its_store_is_slow(tmp_path, start, free_port):
 
 @pytest.mark.parametrize("call", ["flock", "fsync,fdatasync"])
 def test_no_fork_waits_for_a_thread_of_ours(tmp_path, start, call):
-    """DataLoaders fork while the lock, the disk and the hub take their time: 4 s a call, and no answer at all."""
+    """DataLoaders fork while the lock, the disk and the hub take their time: 6 s a call, and no answer at all."""
     needs.programs("strace")
     slow = ("strace", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "-e", f"trace={call}")
-    slow += ("-e", f"inject={call}:delay_enter=4000000")
+    slow += ("-e", f"inject={call}:delay_enter=6000000")
     with trickling_hub(None) as url:
         times, _ = ends(start("hang_loader.py", before=slow, DDPHUB_URL=url, DDPHUB_RUN_ID="run"), 120)
     print(f"{times['forks']} forks beside {call}, the longest {times['longest']} s")
     assert times["forks"] >= 2
-    assert times["longest"] < 1.5
+    assert times["longest"] < 5
     (spool,) = (tmp_path / "runs" / "run" / "spool").iterdir()
     assert "from worker" not in spool.read_text()
     assert spool.read_text().count('"batch":') == times["batches"]

@@ -122,7 +122,7 @@ def test_a_hello_that_died_with_its_reader_is_said_again(store, collect, courier
     monkeypatch.setattr(courier_module, "ACK_LATE", 0.5)
     assert wait_until(lambda: pop(store, KEYS.hello), what="the hello")
     collect()
-    assert wait_until(lambda: courier.answer, 30, "the answer").attempt_id == ATTEMPT
+    assert wait_until(lambda: courier.answer, what="the answer").attempt_id == ATTEMPT
 
 
 @pytest.mark.parametrize("found", ["by another hello", "by the break"])
@@ -138,7 +138,7 @@ def test_an_answer_that_got_lost_is_given_again(store, wire, collect, found):
         wire.set(WireFault("reset", times=1))
     else:
         store.queue_push(KEYS.hello, json.dumps(HELLO))
-    wait_until(lambda: store.check([answer, ack]), 30, "the answer again")
+    wait_until(lambda: store.check([answer, ack]), what="the answer again")
 
 
 def test_what_is_reported_while_a_signal_ends_the_run_is_kept(store, collect, courier, kept):

@@ -126,7 +126,7 @@ class Crashes:
     def close(self):
         self._process.stdin.close()
         self._process.stdout.close()
-        assert self._process.wait(10) == 0
+        assert self._process.wait(150) == 0
 
 
 class Staging(RuleBasedStateMachine):

@@ -21,7 +21,7 @@ import needs
 import pytest
 from faulty_proxy import FaultyProxy
 from hub_process import KEY, HubProcess
-from jobs import PROGRAMS, HubView, wait_until
+from jobs import COMMANDS, PROGRAMS, HubView, start_python, wait_until
 
 SYNC = "from ddphub.cli import main; main()"
 
@@ -56,13 +56,8 @@ def start(tmp_path, proxy):
     def make(*command, environment=None, before=()):
         variables = {"DDPHUB_URL": proxy.url, "DDPHUB_API_KEY": KEY, "DDPHUB_DIR": str(tmp_path / "runs")}
         output = (tmp_path / f"output-{len(started)}").open("w+")
-        process = subprocess.Popen(
-            [*before, sys.executable, *map(str, command)],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **variables, **(environment or {})},
-            start_new_session=True,
-        )
+        environment = {**os.environ, **variables, **(environment or {})}
+        process = start_python(command, COMMANDS, environment=environment, stdout=output, stderr=output, before=before)
         started.append((process, output))
         return Owner(process, output)
 
@@ -92,7 +87,7 @@ class Owner:
 
     def ends(self, code=0):
         """Waits for its end; returns what it printed."""
-        assert self.process.wait(60) == code, self.text
+        assert self.process.wait(150) == code, self.text
         return self.text
 
     def ends_well(self):
@@ -112,7 +107,7 @@ class Hold:
     def __call__(self, handler):
         if not self.reached.is_set() and self._chosen(handler):
             self.reached.set()
-            self.release.wait(60)
+            self.release.wait(240)
         return False
 
 
@@ -229,7 +224,7 @@ def test_a_rank_0_that_wakes_after_its_successor_has_ended(tmp_path, own_hub, pr
     run_id = {"DDPHUB_RUN_ID": "run-1"}
     with contextlib.ExitStack() as stack:
         first = start(*program(tmp_path, 1, hold=1), environment=run_id)
-        assert hold.reached.wait(30)
+        assert hold.reached.wait(150)
         wait_until((tmp_path / "held-1").exists)
         folder = tmp_path / "runs" / "run-1" / "spool"
         spool = wait_until(lambda: next(folder.glob("*-relay.jsonl"), None), what="the first line")
@@ -278,7 +273,7 @@ def test_two_syncs_at_once(tmp_path, own_hub, proxy, start, offline, count):
     proxy.fault = slowly(0.02)
     both = [start("-c", SYNC, "sync", tmp_path / "runs") for _ in range(2)]
     for one in both:
-        told = one.ends(one.process.wait(60))
+        told = one.ends(one.process.wait(150))
         left_alone = told.count("another process delivers it at this moment")
         assert one.process.returncode == (1 if left_alone else 0)
         assert len(COMPLAINT.findall(told)) == left_alone, told
@@ -296,7 +291,7 @@ def test_a_sync_that_wakes_after_another_has_ended(tmp_path, own_hub, proxy, sta
     proxy.fault = hold = Hold(is_part)
     with contextlib.ExitStack() as stack:
         first = start("-c", SYNC, "sync", tmp_path / "runs")
-        assert hold.reached.wait(30)
+        assert hold.reached.wait(150)
         first.signal(signal.SIGSTOP)
         if exclusion == "none":
             view = stack.enter_context(mounts.second_view(tmp_path / "view", tmp_path / "runs"))
@@ -345,7 +340,7 @@ def test_a_live_run_and_syncs_through_another_view(tmp_path, own_hub, proxy, sta
         while live.process.poll() is None:
             done = start("-c", SYNC, "sync", view)
             # 1 when the run has made more meanwhile.
-            assert done.process.wait(60) in {0, 1}
+            assert done.process.wait(150) in {0, 1}
             assert not COMPLAINT.search(without_damage(done.text)), done.text
         assert not COMPLAINT.search(without_damage(live.ends())), live.text
     assert len(receipts(tmp_path)) > 20, "they did not overlap"
@@ -373,7 +368,7 @@ def test_where_flock_does_not_work_a_lease_takes_its_place(tmp_path, own_hub, pr
     offline(2)
     proxy.fault = hold = Hold(is_part)
     first = start("-c", SYNC, "sync", tmp_path / "runs" / "run-1", before=without_flock())
-    assert hold.reached.wait(30)
+    assert hold.reached.wait(150)
     assert (tmp_path / "runs" / "run-1" / "session.lease").exists()
     second = start("-c", SYNC, "sync", tmp_path / "runs", before=without_flock())
     assert "another process delivers it at this moment" in second.ends(1)
@@ -390,7 +385,7 @@ def test_a_lease_of_a_dead_process_on_another_host_runs_out(tmp_path, own_hub, p
     offline()
     proxy.fault = hold = Hold(is_part)
     first = start("-c", HASTY, "sync", tmp_path / "runs", before=(*elsewhere(), *without_flock()))
-    assert hold.reached.wait(30)
+    assert hold.reached.wait(150)
     first.signal(signal.SIGKILL)
     hold.release.set()
     start("-c", HASTY, "sync", tmp_path / "runs", before=without_flock()).ends_well()
@@ -424,7 +419,7 @@ def test_a_watch_that_is_stopped_beside_another(tmp_path, own_hub, proxy, start)
     live = start(*program(tmp_path, 1, mode="offline", hold=1), environment={"DDPHUB_RUN_ID": "run-1"})
     wait_until((tmp_path / "pid-1").exists)
     first = start("-c", SYNC, "sync", "--watch", tmp_path / "runs")
-    assert hold.reached.wait(30)
+    assert hold.reached.wait(150)
     first.signal(signal.SIGSTOP)
     second = start("-c", SYNC, "sync", "--watch", tmp_path / "runs")
     wait_until(lambda: "following" in second.text)
@@ -433,5 +428,5 @@ def test_a_watch_that_is_stopped_beside_another(tmp_path, own_hub, proxy, start)
     hold.release.set()
     first.signal(signal.SIGCONT)
     first.ends_well()
-    second.ends(second.process.wait(60))
+    second.ends(second.process.wait(150))
     check_all_is_there_once(tmp_path, own_hub)

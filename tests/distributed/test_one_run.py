@@ -12,7 +12,7 @@ from jobs import ddphub, wait_until
 
 def test_every_event_and_checkpoint_of_three_ranks_arrives_once(job, view):
     """3 ranks, 1,000 steps each, 5 saves: 3,000 records and 5 checkpoints with the bytes that were written."""
-    done = job(ranks=3, steps=1000).succeed()
+    done = job(ranks=3, steps=1000, cold=True).succeed()
 
     records = view.metrics()
     assert len(records) == 3000
@@ -143,7 +143,7 @@ def test_the_failure_of_a_rank_is_told_with_its_traceback(job, view):
 
 def test_a_run_that_nobody_finishes_is_finished_at_exit(job, view):
     """The interpreter's exit flushes what `finish` would have."""
-    done = job(ranks=2, no_finish=1).succeed()
+    done = job(ranks=2, no_finish=1, cold=True).succeed()
     assert len(set(view.logged())) == 400
     assert view.saved() == done.saved()
 

@@ -15,11 +15,11 @@ def saw(view, rank):
 
 def test_a_stopped_rank_0_stalls_nobody_and_loses_nothing(job, view, own_hub):
     """SIGSTOP to rank 0 for longer than acknowledgements may take; rank 1 ends meanwhile; nothing is missing."""
-    running = job(ranks=2, steps=2000, pause=0.003, group="never", launcher=("--standalone",))
+    running = job(ranks=2, steps=2000, pause=0.003, group="never", finish_timeout=600)
     wait_until(lambda: saw(view, 1), what="rank 1's first events")
     pid, other = running.pid_of(0), running.pid_of(1)
     os.kill(pid, signal.SIGSTOP)
-    wait_until(lambda: not Path(f"/proc/{other}").exists(), 60, "rank 1's end")
+    wait_until(lambda: not Path(f"/proc/{other}").exists(), what="rank 1's end")
     os.kill(pid, signal.SIGCONT)
     running.succeed()
     ddphub("sync", str(running.runs), hub=own_hub)
@@ -69,12 +69,12 @@ def test_a_rank_that_ends_early_is_waited_for_by_nobody(job, view):
 @pytest.mark.parametrize("sender", ["agent", "rank 0"])
 def test_sigterm_in_a_collective_marks_the_run_preempted(job, view, sender):
     """The main threads sit in a barrier; the run is flushed and marked, and the processes die of the signal."""
-    running = job("stuck.py", ranks=2)
+    running = job("stuck.py", ranks=2, cold=True)
     pid = running.pid_of(0)
     wait_until(lambda: saw(view, 0) and saw(view, 1), what="both ranks' events")
     time.sleep(1)
     os.kill(running.process.pid if sender == "agent" else pid, signal.SIGTERM)
-    assert running.wait(60) != 0
+    assert running.wait(150) != 0
     (attempt,) = view.model()["attempts"]
     assert (attempt["state"], attempt["reason"]) == ("preempted", "SIGTERM")
     assert len(view.logged()) == 2

@@ -172,4 +172,4 @@ def test_a_process_group_knows_better_than_the_environment(gloo_group):
 def test_the_question_does_not_import_torch():
     """A process without torch has no process group."""
     program = "import sys; from ddphub import Topology; Topology.detect(); assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=150)

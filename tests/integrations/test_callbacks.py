@@ -128,7 +128,7 @@ def test_a_launcher_that_leaves_callbacks_behind_is_told_of(version, tmp_path):
     for launched in ({}, {"LOCAL_RANK": "0"}):
         command = [sys.executable, "-c", program]
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=60, env={**environment, **launched}, check=True
+            command, capture_output=True, text=True, timeout=150, env={**environment, **launched}, check=True
         )
         is_told = "does not take callbacks along" in done.stderr
         assert is_told == (version != "8.4.190" and not launched)

@@ -29,7 +29,7 @@ def test_a_trainers_process_has_a_real_nms_and_cannot_leave_this_machine(tmp_pat
     """
     variables = {**os.environ, **trainers.environment("8.4.190", tmp_path)}
     done = subprocess.run(
-        [sys.executable, "-c", program], env=variables, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", program], env=variables, capture_output=True, text=True, timeout=150, check=False
     )
     assert done.returncode == 0, done.stderr
     assert "may only connect to this machine" in done.stdout

@@ -111,11 +111,15 @@ class Browser:
         script = "return document.querySelector(arguments[0])?.getAttribute(arguments[1]) ?? null"
         return self.driver.execute_script(script, selector, name)
 
+    def look_at(self, selector):
+        """Scroll to the first element that a CSS selector finds: a page refreshes only what is in sight."""
+        self.run("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", self.one(selector))
+
     def run(self, script, *arguments):
         """What a script returns; for looking at the page, not for working it."""
         return self.driver.execute_script(script, *arguments)
 
-    def wait(self, condition, timeout=60.0, what="the condition"):
+    def wait(self, condition, timeout=120.0, what="the condition"):
         """Asks again until `condition()` is true, also when a refresh took an element away; returns its value."""
 
         def now():

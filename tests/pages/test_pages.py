@@ -74,6 +74,7 @@ def test_a_training_is_watched_found_stalled_downloaded_from_and_stopped(browser
     open_the_only_model(browser, hub)
     not_reloaded = mark_page(browser)
     chart = "figure.chart[data-name='train/loss']"
+    browser.look_at(chart)
     first = int(
         browser.wait(
             lambda: (
@@ -83,9 +84,11 @@ def test_a_training_is_watched_found_stalled_downloaded_from_and_stopped(browser
         )
     )
     browser.wait(lambda: int(browser.attribute(chart, "data-points")) >= first + 20, what="the chart to grow")
+    browser.look_at("#log")
     browser.wait(lambda: "saved at step" in browser.text("#lines"), what="the console")
     assert "<b>&</b>" in browser.text("#lines")
 
+    browser.look_at("#checkpoints")
     browser.one("#checkpoints a.download").click()
     saved = browser.wait(lambda: [one for one in browser.downloads.iterdir() if one.suffix == ".pt"], what="the file")
     shown = browser.attribute("#checkpoints tbody tr:last-child code[title]", "title")
@@ -97,26 +100,27 @@ def test_a_training_is_watched_found_stalled_downloaded_from_and_stopped(browser
         """How the stop dialog shows that a run that hangs is not stopped so."""
         return browser.run("return getComputedStyle(document.querySelector('.if-stalled')).display")
 
+    browser.look_at("#state")
     assert hint() == "none"
     pid = training.pid_of(2)
     os.kill(pid, signal.SIGSTOP)
     try:
-        browser.wait(lambda: "stalled" in browser.text("#state"), timeout=40, what="the stall")
+        browser.wait(lambda: "stalled" in browser.text("#state"), timeout=120, what="the stall")
         browser.wait(lambda: re.search(r"rank 2\b.* step \d+", browser.text(".reason")), what="rank 2 to be named")
         browser.wait(lambda: re.search("stalled|silent", tile(browser, 2)), what="its tile to turn")
         assert hint() == "block"
     finally:
         os.kill(pid, signal.SIGCONT)
-    browser.wait(lambda: "running" in browser.text("#state"), timeout=40, what="the run to go on")
+    browser.wait(lambda: "running" in browser.text("#state"), timeout=120, what="the run to go on")
 
     browser.one("[data-opens='stop-dialog']").click()
     browser.wait(lambda: browser.text("#stop-dialog[open] h2"), what="the question")
     browser.one("#stop-dialog .grave").click()
     browser.wait(lambda: "asked to stop" in browser.text("#status"), what="the page to say so")
-    training.succeed(timeout=60)
+    training.succeed()
     browser.wait(lambda: "stopped" in browser.text("#state"), what="the end")
     assert not browser.all("[data-opens='stop-dialog']")
-    browser.run("document.querySelector('#attempts').scrollIntoView()")  # what is out of sight is not refreshed
+    browser.look_at("#attempts")
     browser.wait(lambda: browser.text("#attempts .state").endswith("stopped"), what="the attempt's end")
     not_reloaded()
     assert hosts(browser.requested()) == {hub.url}
@@ -128,8 +132,10 @@ def test_a_killed_rank_turns_while_the_others_go_on(browser, hub, loners, tmp_pa
     not_reloaded = mark_page(browser)
     browser.wait(lambda: all(": ok" in tile(browser, rank) for rank in range(4)), what="four good ranks")
     loners[3].kill()
-    browser.wait(lambda: re.search("dead|silent", tile(browser, 3)), timeout=40, what="rank 3 to turn")
-    assert [": ok" in tile(browser, rank) for rank in range(3)] == [True] * 3
+    browser.wait(lambda: re.search("dead|silent", tile(browser, 3)), timeout=120, what="rank 3 to turn")
+    browser.wait(lambda: all(": ok" in tile(browser, rank) for rank in range(3)), what="the others to go on")
+    browser.look_at("#ranks")
     browser.wait(lambda: browser.text("#ranks tbody th") == "3", what="it to be the first of the table")
+    browser.look_at("#state")
     browser.wait(lambda: "rank 3" in browser.text(".reason"), what="the model to name it")
     not_reloaded()

@@ -222,7 +222,7 @@ def test_an_open_page_outlives_its_hub_and_its_session(browser, tmp_path):
         hub.stop()
         browser.wait(lambda: "not reachable" in browser.text("header"), what="the sign")
         hub.start()
-        browser.wait(lambda: "not reachable" not in browser.text("header"), timeout=60, what="the sign to go")
+        browser.wait(lambda: "not reachable" not in browser.text("header"), what="the sign to go")
         assert browser.run("return window.stayed") is True
         browser.driver.delete_all_cookies()
         browser.wait(lambda: browser.text("h1") == "Sign in", what="the form")

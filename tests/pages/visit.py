@@ -27,7 +27,8 @@ def can_leave():
 
 
 def main(folder):
-    with HubProcess(folder / "hub", api_key=KEY) as hub:
+    # The run that goes on says no more, and a browser may take its time to start.
+    with HubProcess(folder / "hub", api_key=KEY, arguments=("--heartbeat-s", "100", "--stall-s", "600")) as hub:
         sample_hub.ended(hub, "digits", "cnn", "failed", hours_ago=1, steps=60, reason="ValueError: no")
         sender = sample_hub.going(hub, "digits", "cnn-live")
         browser = Browser(folder / "chromium")

@@ -12,7 +12,7 @@ import ddphub
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--out", type=Path, required=True)
-parser.add_argument("--seconds", type=float, default=5.0)
+parser.add_argument("--seconds", type=float, default=7.0)
 arguments = parser.parse_args()
 durations = []
 fork = os.fork

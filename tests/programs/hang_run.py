@@ -21,7 +21,8 @@ parser.add_argument("--never-finish", type=int, help="the rank that does somethi
 parser.add_argument("--slow-end", type=int, default=0)
 arguments = parser.parse_args()
 rank = int(os.environ.get("RANK", "0"))
-seconds = {"log": 0.0, "save": 0.0}
+seconds = {"save": 0.0}
+steps: list[float] = []
 
 
 class SlowEnd:
@@ -66,8 +67,12 @@ with path.open("wb") as file:
     file.truncate(arguments.size)
 hold("training")
 for step in range(arguments.steps):
-    timed("log", lambda step=step: run.log({"loss": 0.5}, step=step))
+    began = time.monotonic()
+    run.log({"loss": 0.5}, step=step)
+    steps.append(time.monotonic() - began)
     time.sleep(0.002)
+# A machine with much to do may stand still in one or two of them.
+seconds["log"], _, seconds["longest log"] = (round(one, 3) for one in sorted(steps)[-3:])
 saved = [
     timed("save", lambda epoch=epoch: run.save_checkpoint(path, epoch=epoch))
     for epoch in range(arguments.saves if rank == 0 else 0)

@@ -24,7 +24,7 @@ with (arguments.out / f"starts-{rank}").open("a") as record:
     record.write(f"{first}\n")
 
 for step in range(first, arguments.steps):
-    time.sleep(0.1 if "SLURM_RESTART_COUNT" not in os.environ else 0.0)
+    time.sleep(0.2 if "SLURM_RESTART_COUNT" not in os.environ else 0.0)
     run.log({"step": step}, step=step)
     must_leave = run.should_stop()
     if rank == 0 and (must_leave or step % 50 == 49):

@@ -78,7 +78,7 @@ def test_an_appended_line_is_there_for_other_readers_at_once(path):
         "import sys, os, signal; from pathlib import Path; from ddphub.session.lines import LineWriter; "
         "LineWriter(Path(sys.argv[1])).append(['{\"n\":1}']); os.kill(os.getpid(), signal.SIGKILL)"
     )
-    done = subprocess.run([sys.executable, "-c", program, str(path)], check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program, str(path)], check=False, timeout=150)
     assert done.returncode == -signal.SIGKILL
     assert records(path) == [{"n": 1}]
 

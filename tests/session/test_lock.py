@@ -105,7 +105,7 @@ def test_a_killed_holder_gives_it_back(path, hold, options):
     assert not lock.acquire()
     holder.kill()
     holder.wait()
-    wait_until(lock.acquire, timeout=30, what="the lock")
+    wait_until(lock.acquire, what="the lock")
     lock.release()
 
 
@@ -167,7 +167,7 @@ def test_a_fork_does_not_wait_for_the_lock(path, hold):
     _, held = hold()
     assert held
     done = subprocess.run(
-        [sys.executable, "-c", FORKS, str(path)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", FORKS, str(path)], capture_output=True, text=True, timeout=150, check=False
     )
     assert done.stdout == "forked\n", done.stderr
 
@@ -194,6 +194,6 @@ print("still held", flush=True)
 def test_a_holder_may_fork(path):
     """A child neither has the lock nor takes it from its parent by ending."""
     done = subprocess.run(
-        [sys.executable, "-c", FORKING_HOLDER, str(path)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", FORKING_HOLDER, str(path)], capture_output=True, text=True, timeout=150, check=False
     )
     assert done.stdout == "still held\n", done.stderr

@@ -202,7 +202,7 @@ def test_a_pace_beyond_what_a_thread_can_wait_does_not_end_the_loop(start, pace)
     time.sleep(0.1)
     assert loop._thread.is_alive()
     loop.wake()
-    wait_until(lambda: len(step.calls) == 2, timeout=10, what="the second step")
+    wait_until(lambda: len(step.calls) == 2, what="the second step")
 
 
 def test_a_pace_that_fails_does_not_end_the_loop(start, quick):
@@ -216,7 +216,7 @@ def test_a_pace_that_fails_does_not_end_the_loop(start, quick):
 
     step = Step()
     start(step, pace)
-    wait_until(lambda: len(step.calls) > 1, timeout=10, what="the second step")
+    wait_until(lambda: len(step.calls) > 1, what="the second step")
 
 
 # The end.
@@ -346,7 +346,7 @@ def test_a_loop_that_was_aborted_first_does_nothing():
 def test_join_does_not_wait_for_a_step_that_hangs(start):
     """False after the timeout; a negative one is none."""
     release = threading.Event()
-    loop = start(lambda _finishing: release.wait(60))
+    loop = start(lambda _finishing: release.wait(240))
     loop.finish(time.monotonic())
     assert not loop.join(0.05)
     assert not loop.join(-1.0)

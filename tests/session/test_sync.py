@@ -238,7 +238,7 @@ def test_watch_follows_a_live_run_to_its_end(tmp_path, own_hub, view):
         wait_until(view.checkpoints, what="the checkpoint")
         run.log({"loss": 1.0}, step=2)
         run.finish()
-        said, complained = watch.communicate(timeout=60)
+        said, complained = watch.communicate(timeout=150)
     assert watch.returncode == 0, complained
     assert "everything is delivered" in said
     assert sorted(one["step"] for one in view.metrics()) == [0, 1, 2]
@@ -258,7 +258,7 @@ def test_watch_takes_up_runs_that_begin_later_and_ends_with_the_last(tmp_path, o
         time.sleep(1.5)
         assert watch.poll() is None
         second.finish()
-        assert watch.wait(60) == 0
+        assert watch.wait(150) == 0
 
 
 def test_the_journal_of_a_run_says_which_model_it_is(folder, own_hub, view):

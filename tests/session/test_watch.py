@@ -20,7 +20,7 @@ from ddphub.session.lines import LineWriter
 from ddphub.session.lock import SessionLock
 from ddphub.session.presence import LATE, Sign
 
-PATIENCE = 60
+PATIENCE = 150
 
 SYNC = "from ddphub.cli import main; main()"
 
@@ -63,7 +63,7 @@ def begin(runs, own_hub):
 
     def start(run_id, **settings):
         settings = {"mode": "offline", "hub": own_hub.url, "api_key": own_hub.key, **settings}
-        run = ddphub.init(project="watched", name=run_id, run_id=run_id, dir=runs, finish_timeout=20, **settings)
+        run = ddphub.init(project="watched", name=run_id, run_id=run_id, dir=runs, finish_timeout=120, **settings)
         begun.append(run)
         return run
 
@@ -122,7 +122,7 @@ def test_a_stop_asked_for_on_the_hub_reaches_a_run_that_cannot_hear_it(watch, be
     wait_until(lambda: steps(view) == [0])
     assert not first.should_stop()
     view.post(f"/v1/models/{model_id}/stop")
-    wait_until(first.should_stop, 20, "the stop")
+    wait_until(first.should_stop, what="the stop")
     first.finish()
     second = begin("run")
     for step in range(1, 4):
@@ -160,7 +160,7 @@ def test_a_run_that_is_killed_and_comes_back_is_followed_on(watch, process, begi
     wait_until(lambda: steps(view)[-1] == 1000, what="the metric of the second attempt")
     assert not run.should_stop()
     view.post(f"/v1/models/{view.models()[0]}/stop")
-    wait_until(run.should_stop, 20, "the stop")
+    wait_until(run.should_stop, what="the stop")
     run.finish()
     assert ended(watching).count("following") == 1
     assert steps(view) == [*range(100), 1000]
@@ -229,7 +229,7 @@ def test_an_upload_that_stands_still_holds_up_no_other_run(watch, begin, own_hub
     def hold(handler):
         if handler.command == "PUT":
             held.append(handler)
-            release.wait(60)
+            release.wait(240)
         return False
 
     proxy.fault = hold
@@ -241,7 +241,7 @@ def test_an_upload_that_stands_still_holds_up_no_other_run(watch, begin, own_hub
 
     def arrives(run, step):
         run.log({"loss": 1.0}, step=step)
-        wait_until(lambda: step in steps(view), 20, f"step {step}")
+        wait_until(lambda: step in steps(view), what=f"step {step}")
 
     arrives(other, 1)
     slow.finish()
@@ -277,7 +277,7 @@ def test_a_run_that_never_reaches_its_hub_leaves_the_delivery_to_a_watch(watch, 
 
     report(0)
     view.post(f"/v1/models/{view.models()[0]}/stop")
-    wait_until(run.should_stop, 20, "the stop")
+    wait_until(run.should_stop, what="the stop")
     proxy.fault = None
     uploads = sum(method == "PUT" for method, _ in proxy.seen)
     report(1)
@@ -301,14 +301,14 @@ def test_a_session_keeps_the_lock_while_its_hub_answers_and_lets_it_go_when_it_i
     assert not other.acquire()
     own_hub.kill()
     run.log({"loss": 1.0}, step=1)
-    wait_until(other.acquire, 20, "the lock")
+    wait_until(other.acquire, what="the lock")
     time.sleep(1)
     own_hub.restart()
     run.log({"loss": 1.0}, step=2)
     time.sleep(1)
     assert steps(view) == [0], "while another process delivers, it does not"
     other.release()
-    wait_until(lambda: steps(view) == [0, 1, 2], 20, "the rest")
+    wait_until(lambda: steps(view) == [0, 1, 2], what="the rest")
     assert not other.acquire()
     run.finish()
     assert view.model()["state"] == "finished"
@@ -346,7 +346,7 @@ def test_a_session_that_was_refused_lets_the_lock_go(quick, begin, own_hub):
     """Its key is wrong; someone else's may be right."""
     run = begin("run", mode="online", api_key="wrong-" + own_hub.key)
     other = SessionLock(run._owner.folder.session_lock)
-    wait_until(other.acquire, 10, "the lock")
+    wait_until(other.acquire, what="the lock")
     other.release()
 
 

@@ -66,7 +66,7 @@ class Cluster:
         """What runs a command beside the controller, for `subprocess`."""
         return [str(SCRIPT), "--state", str(self.state), "exec", *map(str, command)]
 
-    def run(self, *command, check=True, timeout=60, environment=None, text_in=None, folder=None):
+    def run(self, *command, check=True, timeout=150, environment=None, text_in=None, folder=None):
         """Runs a command beside the controller, as on a login node; `check` wants exit code 0.
 
         Args:
@@ -127,7 +127,7 @@ class Cluster:
         shown = self.run("sinfo", "--noheader", "--Node", "--partition", "main", "--format", "%N %T").stdout
         return dict(line.split() for line in shown.splitlines())
 
-    def wait_node(self, node: int, *states: str, timeout=60) -> None:
+    def wait_node(self, node: int, *states: str, timeout=150) -> None:
         """Waits until a node is in one of the states."""
         wait_until(lambda: self.nodes()[f"node{node}"] in states, timeout, f"{states} of node {node}")
 

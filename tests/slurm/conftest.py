@@ -6,7 +6,7 @@ from cluster import Cluster
 
 @pytest.fixture(scope="session")
 def running_cluster(tmp_path_factory):
-    with Cluster(tmp_path_factory.mktemp("slurm") / "state", "--kill-wait", 5) as cluster:
+    with Cluster(tmp_path_factory.mktemp("slurm") / "state", "--kill-wait", 15) as cluster:
         yield cluster
 
 

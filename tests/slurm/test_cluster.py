@@ -92,7 +92,7 @@ def test_a_node_that_loses_its_power_goes_down_and_its_job_is_requeued(cluster, 
     assert requeued["JobId"] == job
     cluster.revive(2)
     assert "node 2 is on" in slurm_cluster("--state", cluster.state, "revive", 2).stderr
-    cluster.wait_job(job, "COMPLETED", timeout=90)
+    cluster.wait_job(job, "COMPLETED", timeout=150)
     assert sorted(ran.read_text().splitlines()) == ["node1 0", "node1 1", "node2 0", "node2 1"]
 
 
@@ -105,7 +105,7 @@ def test_the_peers_of_a_node_without_power_hear_nothing(cluster):
     running = subprocess.Popen(
         cluster.command("srun", "--nodelist=node2", sys.executable, "-c", talk), stderr=subprocess.DEVNULL
     )
-    listener.settimeout(30)
+    listener.settimeout(150)
     with listener, listener.accept()[0] as peer:
         cluster.fail(2)
         peer.settimeout(2)
@@ -211,7 +211,7 @@ def test_stop_leaves_nothing(tmp_path):
         inside = set().union(*(namespaces(one.pid) for one in processes))
         assert len(left_of(state, inside)) > 10
         assert "a cluster runs in" in slurm_cluster("--state", state, "start").stderr
-    program.wait(10)
+    program.wait(150)
     assert not [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
     assert left_of(state, inside) == []
     assert sorted(Path("/sys/class/net").iterdir()) == interfaces
@@ -301,7 +301,11 @@ def test_a_node_has_a_disk_of_its_own_and_locks_may_not_reach_others(tmp_path):
     local, unlocked = tmp_path / "local", tmp_path / "unlocked"
     local.mkdir()
     unlocked.mkdir()
-    locked_by_turns = 'flock --nonblock "$0" sleep 2 && echo got || echo refused'
+    until_both_tried = 'touch "$0.$SLURM_PROCID"; until [ -e "$0.0" ] && [ -e "$0.1" ]; do sleep 0.1; done'
+    locked_by_turns = (
+        f'if flock --nonblock "$0" sh -c \'{until_both_tried}\' "$0"; then echo got; '
+        'else touch "$0.$SLURM_PROCID"; echo refused; fi'
+    )
     with Cluster(tmp_path / "state", "--local", local, "--unlocked", unlocked) as cluster:
         srun(cluster, "sh", "-c", f"hostname >{local}/name; touch {tmp_path}/file {unlocked}/file")
         cluster.fail(1)

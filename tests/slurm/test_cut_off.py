@@ -30,7 +30,7 @@ class CutOff:
             **self._key,
             "DDPHUB_MODE": mode,
             "DDPHUB_DIR": str(folder / "runs"),
-            "DDPHUB_SIGNAL_BUDGET": "4",  # under the cluster's KillWait
+            "DDPHUB_SIGNAL_BUDGET": "12",  # under the cluster's KillWait
             "OMP_NUM_THREADS": "1",
             "OUT": str(folder),
         }
@@ -70,7 +70,7 @@ class CutOff:
     def stop(self):
         """On the hub; the job ends by itself."""
         self.view.post(f"/v1/models/{self.view.models()[0]}/stop")
-        self.cluster.wait_job(self.job, "COMPLETED", timeout=60)
+        self.cluster.wait_job(self.job, "COMPLETED", timeout=150)
 
     def check_all_is_there_once(self):
         def lines(pattern):
@@ -102,7 +102,7 @@ def test_a_job_that_believes_itself_online(cut):
     job.wait_steps(10)
     assert len(job.view.checkpoints()) > 0
     job.stop()
-    assert watch.wait(60) == 0
+    assert watch.wait(150) == 0
     job.check_all_is_there_once()
     assert job.view.model()["state"] == "stopped"
 
@@ -125,7 +125,7 @@ def test_an_offline_job_that_is_requeued(cut):
     job.wait_steps(10, attempt=1)
     assert third.poll() is None
     job.stop()
-    assert third.wait(60) == 0
+    assert third.wait(150) == 0
     job.check_all_is_there_once()
     assert len(job.view.models()) == 1
     first, second = job.view.model()["attempts"]

@@ -38,7 +38,7 @@ class Training:
             "DDPHUB_URL": self.hub.url,
             "DDPHUB_API_KEY": self.hub.key,
             "DDPHUB_DIR": str(folder / "runs"),
-            "DDPHUB_SIGNAL_BUDGET": "4",  # under the cluster's KillWait
+            "DDPHUB_SIGNAL_BUDGET": "12",  # under the cluster's KillWait
             "OMP_NUM_THREADS": "1",
             "OUT": str(folder),
         }
@@ -51,7 +51,7 @@ class Training:
     def text(self):
         return (self.folder / "out").read_text(errors="replace")
 
-    def reach(self, epoch, timeout=90):
+    def reach(self, epoch, timeout=150):
         """Waits until the training has written its checkpoint of an epoch."""
         state = self.folder / "epoch"
         wait_until(lambda: state.exists() and int(state.read_text()) >= epoch, timeout, f"epoch {epoch}")
@@ -60,7 +60,7 @@ class Training:
     def attempts(self):
         return self.view.model()["attempts"]
 
-    def wait_state(self, *states, attempt=0, timeout=30):
+    def wait_state(self, *states, attempt=0, timeout=150):
         wait_until(lambda: self.attempts()[attempt]["state"] in states, timeout, f"{states} in {self.attempts()}")
         return self.attempts()[attempt]
 
@@ -155,7 +155,7 @@ def test_an_attempt_ends_with_the_state_that_slurm_gives_it(training):
         found = attempts_by_name(training.view)
         return {name: (attempt["state"], attempt["reason"]) for name, attempt in found.items()}
 
-    wait_until(lambda: len(shown()) == len(ends) and "started" not in {state for state, _ in shown().values()}, 30)
+    wait_until(lambda: len(shown()) == len(ends) and "started" not in {state for state, _ in shown().values()})
     assert shown() == {
         "cancelled": ("cancelled", "SIGTERM: SLURM ends the job (scancel, or its batch script ended)"),
         "requeued": ("requeued", "SIGTERM: the job was requeued"),
@@ -168,15 +168,18 @@ def test_an_attempt_ends_with_the_state_that_slurm_gives_it(training):
 def test_a_job_at_its_time_limit_is_timed_out(training):
     """Told so by a signal of its choice before, or by SIGTERM then."""
     training.variables |= {"NAME": "warned", "DDPHUB_WARNING_SIGNAL": "USR1"}
-    training.submit(f"#!/bin/bash\nsrun {WAITS}\n", "--time=2", "--signal=USR1@60")
+    jobs = {"warned": training.submit(f"#!/bin/bash\nsrun {WAITS}\n", "--time=30", "--signal=USR1@60").job}
     training.variables["NAME"] = "ended"
-    training.submit(f"#!/bin/bash\nsrun {WAITS}\n", "--time=1")
+    jobs["ended"] = training.submit(f"#!/bin/bash\nsrun {WAITS}\n", "--time=30").job
+    for name, minutes in (("warned", 2), ("ended", 1)):
+        wait_until((training.folder / name).exists, what=f"the start of {name}")
+        training.cluster.run("scontrol", "update", f"JobId={jobs[name]}", f"TimeLimit={minutes}")
     training.cluster.wait_job(training.job, "TIMEOUT", timeout=120)
 
     def shown():
         return {name: attempt["state"] for name, attempt in attempts_by_name(training.view).items()}
 
-    wait_until(lambda: shown() == {"warned": "timed_out", "ended": "timed_out"}, 90, "both ends")
+    wait_until(lambda: shown() == {"warned": "timed_out", "ended": "timed_out"}, what="both ends")
 
 
 @LONG
@@ -212,8 +215,8 @@ def test_a_node_without_power_ends_attempt_1(training, node, lost_with):
     training.cluster.fail(node)
     if node == 1:
         assert training.attempts()[0]["state"] == "started"
-        wait_until(lambda: training.view.model()["state"] == "lost", 60)
-    training.cluster.wait_job(training.job, "PENDING", Restarts="1", timeout=60)
+        wait_until(lambda: training.view.model()["state"] == "lost")
+    training.cluster.wait_job(training.job, "PENDING", Restarts="1", timeout=150)
     training.cluster.revive(node)
     first = training.complete().check("node_failed", ended, lost_with)
     assert first["reason"] == (

@@ -128,8 +128,8 @@ def hung(path):
     hangs.set()
     os.read(reader, 1)  # as statvfs does while a file server is away
 psutil.disk_usage = hung
-run = ddphub.init(project="tests", name="hung", system_interval=0.5, finish_timeout=30)
-assert hangs.wait(30)
+run = ddphub.init(project="tests", name="hung", system_interval=0.5, finish_timeout=200)
+assert hangs.wait(150)
 run.log({"loss": 1.0})
 pid = os.fork()
 if pid == 0:
@@ -140,7 +140,7 @@ if sys.argv[1] == "finish":
     run.finish()
 if sys.argv[1] == "wait":
     print("ready", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 
@@ -154,9 +154,9 @@ def test_a_hung_file_server_holds_up_neither_fork_nor_finish_nor_exit_nor_a_sign
             assert process.stdout.readline() == b"in the child\n"
             assert process.stdout.readline() == b"ready\n"
             process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=150)
     assert process.returncode == (-signal.SIGTERM if end == "wait" else 0), said
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 100
     (spool,) = (tmp_path / "runs").glob("*/spool/*")
     text = spool.read_text()
     assert '"loss":1.0' in text
