@@ -5,14 +5,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, func, select, text, tuple_
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy import ColumnElement, func, select, tuple_
 from sqlalchemy.orm import Session
 
 from ddphub.hubs.wire import EventsAnswer
 from ddphub.server import points
 from ddphub.server.attempts import apply_events, known_attempts
+from ddphub.server.database import add_rows, insert
+from ddphub.server.expressions import holds_key
 from ddphub.server.incoming_events import IncomingEvent, contradiction
+from ddphub.server.ranks import MEMORY
 from ddphub.server.tables import Attempt, Event, LatestMetric, Model
 
 
@@ -21,7 +23,8 @@ def store(session: Session, model: Model, batch: Sequence[IncomingEvent], receiv
 
     Args:
         session: a write session: an error undoes everything.
-        model: whose events these are.
+        model: whose events these are; found by this session, which locked its row: new attempts and points are
+            numbered by what is there.
         batch: checked events, each key once.
         received: events in the request, repeats among themselves included.
         now: seconds since the epoch.
@@ -35,9 +38,6 @@ def store(session: Session, model: Model, batch: Sequence[IncomingEvent], receiv
     earliest: dict[str, float] = {}
     for event in batch:
         earliest[event.attempt_id] = min(event.time, earliest.get(event.attempt_id, event.time))
-    # One batch of a model at a time, also where the database has more than one writer: new attempts and points are
-    # numbered by what is there.
-    session.refresh(model, with_for_update=True)
     attempts = known_attempts(session, model, earliest, now)
     new = _insert(session, model, batch, attempts)
     accepted = len(new)
@@ -70,8 +70,7 @@ def _insert(
         }
         for event in batch
     ]
-    accepted = session.connection().execute(insert(Event).on_conflict_do_nothing(), rows).rowcount
-    if accepted == len(rows):
+    if add_rows(session, insert(Event).on_conflict_do_nothing(), rows) == len(rows):
         return batch
     stored = _stored(session, batch, attempts)
     for event in batch:
@@ -108,6 +107,9 @@ def _keep_latest(session: Session, model: Model, batch: Sequence[IncomingEvent],
         if event.kind == "metrics":
             order = (event.time, numbers[event.attempt_id], event.seq)
             for name in event.fields["values"]:
+                # What pages show: rank 0's values, and how much memory each rank has.
+                if event.rank and name != MEMORY:
+                    continue
                 known = newest.get((event.rank, name))
                 if known is None or order > known[0]:
                     newest[event.rank, name] = (order, event)
@@ -160,9 +162,7 @@ class Query:
         if self.rank is not None:
             yield Event.rank == self.rank
         if self.name is not None:
-            # The name is a parameter of json_each, not a part of a JSON path, so it may hold quotes and dots.
-            names = func.json_each(Event.body, text("'$.values'")).table_valued("key").alias("names")
-            yield select(names.c.key).where(names.c.key == self.name).exists()
+            yield holds_key(Event.body, "values", self.name)
 
 
 def read(session: Session, model: Model, query: Query) -> list[dict[str, Any]]:

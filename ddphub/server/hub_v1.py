@@ -15,6 +15,7 @@ from ddphub import events
 from ddphub.hubs.wire import MAX_BATCH_EVENTS
 from ddphub.server import event_log
 from ddphub.server.attempts import hub_v1_attempt_id
+from ddphub.server.expressions import field_text
 from ddphub.server.incoming_events import check_batch, wrong_values
 from ddphub.server.problems import Problem
 from ddphub.server.tables import Attempt, Event, Model
@@ -87,10 +88,12 @@ def report_metrics(session: Session, model: Model, epochs: Mapping[int, dict[str
     attempt = _attempt(session, model)
     known: dict[int, list[dict[str, Any]]] = {}
     if attempt is not None:
-        epoch = func.json_extract(Event.body, "$.epoch")
         bodies = session.scalars(
             select(Event.body).where(
-                Event.attempt_ref == attempt.id, Event.rank == 0, Event.kind == "metrics", epoch.in_(list(epochs))
+                Event.attempt_ref == attempt.id,
+                Event.rank == 0,
+                Event.kind == "metrics",
+                field_text(Event.body, "epoch").in_([str(epoch) for epoch in epochs]),
             )
         )
         for body in map(json.loads, bodies):

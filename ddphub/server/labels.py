@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any, Final
 
-from sqlalchemy import delete, select
+from sqlalchemy import ColumnElement, delete, select
 from sqlalchemy.orm import Session
 
 from ddphub import names
@@ -84,7 +84,7 @@ def tags_of(session: Session, model_refs: Iterable[int]) -> dict[int, list[str]]
     return found
 
 
-def all_tags(session: Session) -> list[str]:
-    """Every tag that a model has, sorted."""
-    shown = select(Tag.tag).join(Model, Model.id == Tag.model_ref).where(Model.deleted_at.is_(None))
+def all_tags(session: Session, *of_models: ColumnElement[bool]) -> list[str]:
+    """Every tag that one of these models has, sorted."""
+    shown = select(Tag.tag).join(Model, Model.id == Tag.model_ref).where(*of_models)
     return list(session.scalars(shown.distinct().order_by(Tag.tag)))

@@ -13,6 +13,8 @@ from sqlalchemy.orm import Session
 
 from ddphub.events import ENDED, MODEL_STATES
 from ddphub.server import model_view
+from ddphub.server.expressions import holds_text
+from ddphub.server.principal import Principal
 from ddphub.server.problems import Problem
 from ddphub.server.states import HUB_V1_HEARTBEAT_S, RESTART_S, SILENT_HEARTBEATS, Patience
 from ddphub.server.tables import Attempt, Model, Project, Tag
@@ -37,6 +39,7 @@ class Wanted:
         states: one of these; none given means any.
         tags: all of these.
         words: part of the name, the run id, the project, a tag or the notes, in upper or lower case.
+        by: who looks for them: what it may not see is not there.
 
     Raises:
         Problem: 422 for a state that there is not.
@@ -47,6 +50,7 @@ class Wanted:
     states: frozenset[str] = frozenset()
     tags: frozenset[str] = frozenset()
     words: str | None = None
+    by: Principal
 
     def __post_init__(self) -> None:
         if unknown := sorted(self.states.difference(MODEL_STATES)):
@@ -102,7 +106,8 @@ def find(session: Session, wanted: Wanted, *, after: Model | None, limit: int, n
 
 
 def _chosen(wanted: Wanted) -> Select[Model]:
-    chosen = select(Model).join(Project, Project.id == Model.project_ref).where(Model.deleted_at.is_(None))
+    chosen = select(Model).join(Project, Project.id == Model.project_ref)
+    chosen = chosen.where(Model.deleted_at.is_(None), *seen_by(wanted.by))
     if wanted.project is not None:
         chosen = chosen.where(Project.name == wanted.project)
     if wanted.run_id is not None:
@@ -110,13 +115,21 @@ def _chosen(wanted: Wanted) -> Select[Model]:
     for tag in wanted.tags:
         chosen = chosen.where(select(Tag.id).where(Tag.model_ref == Model.id, Tag.tag == tag).exists())
     if wanted.words:
-        # SQLite's own LIKE and lower() know the case of ASCII only.
-        words = wanted.words.casefold()
         texts = (Model.name, Model.run_id, Project.name, Model.notes)
-        of_model = [func.instr(func.casefold(text), words) > 0 for text in texts]
-        of_tag = select(Tag.model_ref).where(func.instr(func.casefold(Tag.tag), words) > 0)
+        of_model = [holds_text(text, wanted.words) for text in texts]
+        of_tag = select(Tag.model_ref).where(holds_text(Tag.tag, wanted.words))
         chosen = chosen.where(or_(*of_model, Model.id.in_(of_tag)))
     return chosen
+
+
+def seen_by(principal: Principal) -> list[ColumnElement[bool]]:
+    """What holds for the models that a principal may see."""
+    conditions: list[ColumnElement[bool]] = []
+    if principal.visible is not None:
+        conditions.append(Model.project_ref.in_(principal.visible))
+    if principal.only_run is not None:
+        conditions.append(Model.run_id == principal.only_run[1])
+    return conditions
 
 
 def _may_be(state: str, now: float, heartbeat_s: float) -> ColumnElement[bool]:

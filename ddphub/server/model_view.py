@@ -15,7 +15,7 @@ from ddphub.server.labels import tags_of
 from ddphub.server.problems import Problem
 from ddphub.server.ranks import Grid, Standing, memory_of, standings
 from ddphub.server.states import Condition, Patience, conditions
-from ddphub.server.tables import Attempt, Checkpoint, CheckpointFile, LatestMetric, Model, Project
+from ddphub.server.tables import Attempt, Checkpoint, CheckpointFile, Model, Project
 from ddphub.server.uploads import is_last
 
 
@@ -197,25 +197,6 @@ def _ranks(session: Session, attempt: Attempt, facts: _Facts) -> list[dict[str, 
     shown = [grid.view(one, memory.get(one.rank)) for one in grid.everyone]
     # Whole tracebacks of many ranks would be megabytes; the attempt has the first one's.
     return [one | {"reason": reasons.of_failure(one["reason"])} if one["reason"] else one for one in shown]
-
-
-def latest_metrics(session: Session, model: Model) -> list[dict[str, Any]]:
-    """The newest value of each metric of each rank."""
-    rows = session.scalars(
-        select(LatestMetric).where(LatestMetric.model_ref == model.id).order_by(LatestMetric.name, LatestMetric.rank)
-    )
-    return [
-        {
-            "name": row.name,
-            "rank": row.rank,
-            "value": json.loads(row.value),
-            "step": row.step,
-            "epoch": row.epoch,
-            "attempt": row.attempt,
-            "time": row.time,
-        }
-        for row in rows
-    ]
 
 
 def checkpoints(

@@ -3,7 +3,7 @@
 ```
 projects ── models ── attempts ── events          one row per (attempt, rank, seq)
    │           │         └─────── ranks           what the events say of each rank
-   │           ├── latest_metrics                 the newest value per (rank, name)
+   │           ├── latest_metrics                 the newest values of rank 0, and each rank's memory
    │           ├── series ── points               every value of a metric, packed for charts
    │           ├── tags
    │           ├── checkpoints ── checkpoint_files
@@ -11,7 +11,7 @@ projects ── models ── attempts ── events          one row per (attem
    └── blobs                                      bytes on disk that a commit vouches for
 users ── grants                                    what a user may do, where
    └──── api_keys ── browser_sessions              what programs and browsers show
-sign_in_failures, audit
+sign_in_failures, audit, chores
 ```
 
 A `..._ref` column names a row of another table by its number; ids that clients see are text. Times are seconds since
@@ -118,7 +118,7 @@ class BrowserSession(Base):
 
 
 class SignInFailures(Base):
-    """Wrong keys given at the sign-in form from one address, for all processes of a hub."""
+    """Wrong keys that came from one address; `since` is when the last did, `keys` are short digests of the last."""
 
     __tablename__ = "sign_in_failures"
 
@@ -126,6 +126,7 @@ class SignInFailures(Base):
     address: Mapped[str] = mapped_column(String(64), unique=True)
     count: Mapped[int]
     since: Mapped[float]
+    keys: Mapped[bytes] = mapped_column(LargeBinary(128))
 
 
 class AuditRecord(Base):
@@ -142,6 +143,16 @@ class AuditRecord(Base):
     address: Mapped[str | None] = mapped_column(String(64))
     request_id: Mapped[str | None] = mapped_column(String(64))
     detail: Mapped[str] = mapped_column(Text)
+
+
+class Chore(Base):
+    """What a hub does from time to time by itself; whoever sets `next_at` further does it this time."""
+
+    __tablename__ = "chores"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(64), unique=True)
+    next_at: Mapped[float]
 
 
 class Project(Base):
@@ -283,7 +294,7 @@ class Rank(Base):
 
 
 class LatestMetric(Base):
-    """The newest value of one metric of one rank; `value` is JSON."""
+    """The newest value of a metric of rank 0, or of `ranks.MEMORY` of any rank; `value` is JSON."""
 
     __tablename__ = "latest_metrics"
     __table_args__ = (UniqueConstraint("model_ref", "rank", "name"),)

@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-import sqlite3
 import threading
 
 import numpy as np
@@ -13,7 +12,8 @@ from hub_process import HubProcess
 from hub_talk import Talk, attempt_event, metrics_event, new_id, problem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import func, select
+from rows import older, selected
+from sqlalchemy import func, select, text
 
 from ddphub.server import event_log, points
 from ddphub.server.database import Database
@@ -156,10 +156,8 @@ def test_the_points_of_a_deleted_model_are_gone(start_hub):
     assert gone.http.delete(gone.url("?hard=true")).status_code == 200
     problem(gone.http.get(gone.url("/chart?name=loss")), 404)
     problem(gone.http.get(gone.url("/series")), 404)
-    with sqlite3.connect(hub.data_dir / "hub.db") as database:
-        assert database.execute("SELECT sum(count) FROM points").fetchone() == (10,)
-        assert database.execute("SELECT count(*) FROM series").fetchone() == (1,)
-    database.close()
+    assert selected(hub.database, "SELECT sum(count) FROM points") == [(10,)]
+    assert selected(hub.database, "SELECT count(*) FROM series") == [(1,)]
     # The database gives the deleted rows' numbers again.
     after = Talk(hub)
     after.accepted(metrics_event(after.attempt_id, 0))
@@ -274,20 +272,9 @@ def test_a_point_holds_all_that_a_chart_needs(database):
 
 
 def test_events_of_an_older_hub_are_in_the_charts_once_it_is_brought_up_to_date(tmp_path):
-    from alembic import command
-    from alembic.config import Config
-    from sqlalchemy import create_engine, text
-
     data = tmp_path / "data"
-    data.mkdir()
-    (data / "hub.lock").touch()
-    engine = create_engine(f"sqlite:///{data / 'hub.db'}")
-    config = Config()
-    config.set_main_option("script_location", "ddphub.server:migrations")
     total, attempt_id = 40_000, "a" * 32
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0003")
+    with older(data, "0003") as connection:
         connection.execute(text("INSERT INTO projects VALUES (1, 'p', 'old', 1.0)"))
         for number, name in enumerate(("m", "other"), start=1):
             connection.execute(
@@ -329,7 +316,6 @@ def test_events_of_an_older_hub_are_in_the_charts_once_it_is_brought_up_to_date(
                 for at in range(total)
             ],
         )
-    engine.dispose()
     steps = [at for at in range(1, total) if at % 40 != 39]
     with HubProcess(data, api_key="k" * 42) as hub:
         talk = Talk(hub)

@@ -3,7 +3,10 @@
 import re
 
 import pytest
+from hub_process import HubProcess
 from hub_talk import attempt_event, new_id, problem
+from rows import older
+from sqlalchemy import text
 
 from ddphub.events import ENDED, MAX_SLURM_NODES, MAX_SLURM_TEXT
 
@@ -137,27 +140,14 @@ def test_a_signal_whose_cause_nobody_said_was_a_requeue_if_the_job_is_started_ag
 
 
 def test_attempts_are_kept_when_an_older_hubs_database_is_brought_up_to_date(tmp_path):
-    from alembic import command
-    from alembic.config import Config
-    from hub_process import HubProcess
-    from sqlalchemy import create_engine, text
-
     data = tmp_path / "data"
-    data.mkdir()
-    (data / "hub.lock").touch()
-    engine = create_engine(f"sqlite:///{data / 'hub.db'}")
-    config = Config()
-    config.set_main_option("script_location", "ddphub.server:migrations")
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0002")
+    with older(data, "0002") as connection:
         connection.execute(text("INSERT INTO projects VALUES (1, 'p', 'old', 1.0)"))
         connection.execute(text("INSERT INTO models VALUES (1, 'm', 1, 'r', 'n', '{}', 1.0, 5.0, NULL, 0, NULL)"))
         connection.execute(
             text("INSERT INTO attempts VALUES (1, 1, :id, 1, 2.0, 'preempted', 3.0, 4, 2, 'h', 'SIGTERM', 2.0, 3.0)"),
             {"id": "a" * 32},
         )
-    engine.dispose()
     with HubProcess(data, api_key="k" * 42) as hub:
         (attempt,) = hub.client().get(f"{hub.url}/v1/models/m").json()["data"]["attempts"]
     assert (attempt["state"], attempt["reason"], attempt["slurm"]) == ("preempted", "SIGTERM", None)

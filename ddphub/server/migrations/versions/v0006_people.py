@@ -54,6 +54,7 @@ def upgrade() -> None:
         sa.Column("address", sa.String(length=64), nullable=False),
         sa.Column("count", _INT64, nullable=False),
         sa.Column("since", sa.Double(), nullable=False),
+        sa.Column("keys", sa.LargeBinary(length=128), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_sign_in_failures")),
         sa.UniqueConstraint("address", name=op.f("uq_sign_in_failures_address")),
     )
@@ -69,6 +70,14 @@ def upgrade() -> None:
         sa.Column("request_id", sa.String(length=64), nullable=True),
         sa.Column("detail", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_audit")),
+    )
+    op.create_table(
+        "chores",
+        sa.Column("id", _INT64, nullable=False),
+        sa.Column("name", sa.String(length=64), nullable=False),
+        sa.Column("next_at", sa.Double(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_chores")),
+        sa.UniqueConstraint("name", name=op.f("uq_chores_name")),
     )
     op.add_column("projects", sa.Column("retention", sa.Text(), nullable=True))
     op.add_column("checkpoints", sa.Column("checking_by", sa.String(length=32), nullable=True))
