@@ -22,6 +22,10 @@ CHECK_POLL: Final = 1.0
 CHECK_TIMEOUT: Final = 3600.0
 """Seconds to ask whether the hub has finished checking a checkpoint, and to go on asking."""
 
+PART_PAUSE: Final = 1.0
+LONGEST_PART_PAUSE: Final = 60.0
+"""Seconds before the hub is asked again for the parts that are missing, and at most where a storage asks for longer."""
+
 _PAGE: Final = 1000
 """Checkpoints or models in one answer."""
 
@@ -96,8 +100,7 @@ class DdphubClient:
         data = self.call("POST", base, request, {wire.IDEMPOTENCY_KEY: entry_id})
         checkpoint_id = text_of(data, "id")
         if data.get("state") != "committed":
-            for name, number, url in _missing(data):
-                self._put_part(files[name], number, url)
+            self._send_parts(f"{base}/{quote(checkpoint_id)}", data, files)
             data = self.call("POST", f"{base}/{quote(checkpoint_id)}/complete")
             self._await_commit(f"{base}/{quote(checkpoint_id)}", data)
         return Receipt(entry_id, checkpoint_id)
@@ -123,15 +126,16 @@ class DdphubClient:
     def newest_checkpoint(self, model_id: str, kinds: Sequence[str]) -> RemoteCheckpoint | None:
         """See `HubClient`."""
         path = f"/v1/models/{quote(model_id)}/checkpoints"
-        newest: RemoteCheckpoint | None = None
-        params = {"limit": str(_PAGE)}
+        # Newest first: the first page nearly always has it. From the oldest on, a checkpoint that retention deletes
+        # between two pages would end the search.
+        params = {"order": "desc", "limit": str(_PAGE)}
         while page := self.call("GET", path, params=params):
             checkpoints = [self.remote_checkpoint(model_id, item) for item in page]
-            newest = next((one for one in reversed(checkpoints) if one.kind in kinds), newest)
-            if len(page) < _PAGE or params.get("after") == checkpoints[-1].checkpoint_id:
-                break
+            newest = next((one for one in checkpoints if one.kind in kinds), None)
+            if newest or len(page) < _PAGE or params.get("after") == checkpoints[-1].checkpoint_id:
+                return newest
             params["after"] = checkpoints[-1].checkpoint_id
-        return newest
+        return None
 
     def remote_checkpoint(self, model_id: str, item: Any) -> RemoteCheckpoint:  # noqa: ANN401  # JSON
         """A checkpoint as the hub lists it.
@@ -195,26 +199,57 @@ class DdphubClient:
         if data.get("state") != "committed":
             raise HubUnavailable(f"the hub has not committed the checkpoint: state {data.get('state')!r}")
 
-    def _put_part(self, path: Path, number: int, url: str) -> None:
+    def _send_parts(self, path: str, data: Any, files: dict[str, Path]) -> None:  # noqa: ANN401  # JSON
+        """Sends the parts that the hub asks for; after a failure it is asked again, as long as some arrive.
+
+        The URLs of a long upload expire on the way, and a storage may ask for a slower pace.
+        """
+        while True:
+            sent = 0
+            try:
+                for name, part in _missing(data):
+                    self._put_part(files[name], part)
+                    sent += 1
+                if sent < wire.MAX_MISSING:
+                    return
+            except HubUnavailable as error:
+                if not sent:
+                    raise
+                time.sleep(min(error.retry_after or PART_PAUSE, LONGEST_PART_PAUSE))
+            data = self.call("GET", f"{path}/parts")
+
+    def _put_part(self, path: Path, part: wire.PartUrl) -> None:
         size = path.stat().st_size
-        start = number * self.part_size
+        start = part["number"] * self.part_size
         length = min(self.part_size, size - start)
         if length <= 0:
-            raise HubUnavailable(f"the hub asks for part {number} of {path.name}, which has {size} bytes")
+            raise HubUnavailable(f"the hub asks for part {part['number']} of {path.name}, which has {size} bytes")
         body = FileBody(path, start, length)
-        place = urljoin(f"{self._url}/", url)
+        place = urljoin(f"{self._url}/", part["url"])
+        headers = part.get("headers", {})
         try:
-            self._connection.put(place, body)
+            self._connection.put(place, body, headers)
         except HubRejected:
             # Bytes may be damaged on their way where there is no TLS: once more, then it is the file.
-            self._connection.put(place, body)
+            self._put_again(place, body, headers)
+
+    def _put_again(self, place: str, body: FileBody, headers: dict[str, str]) -> None:
+        try:
+            self._connection.put(place, body, headers)
+        except HubRejected as error:
+            if self._connection.is_host(place) or "BadDigest" in error.message:
+                raise
+            # What else a storage says against a request that the hub made is nothing against the checkpoint.
+            raise HubUnavailable(error.message) from error
 
 
-def _missing(data: Any) -> Iterator[tuple[str, int, str]]:  # noqa: ANN401  # JSON
-    """(file name, part number, URL) of every part that the hub asks for."""
+def _missing(data: Any) -> Iterator[tuple[str, wire.PartUrl]]:  # noqa: ANN401  # JSON
+    """The file's name, and where to send it, of every part that the hub asks for."""
     try:
         for file in data["missing"]:
             for part in file["parts"]:
-                yield str(file["name"]), int(part["number"]), str(part["url"])
-    except (KeyError, TypeError, ValueError):
-        raise HubUnavailable(f"the answer lists no parts: {str(data)[:200]}") from None
+                headers = {str(name): str(value) for name, value in part.get("headers", {}).items()}
+                told: wire.PartUrl = {"number": int(part["number"]), "url": str(part["url"]), "headers": headers}
+                yield str(file["name"]), told
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise HubUnavailable("the answer lists no parts as they should be") from None

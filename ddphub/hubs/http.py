@@ -8,8 +8,9 @@
 | another 4xx | HubRejected |
 | 401, 403, 404, 410 of a signed URL, which has expired: the next try gets a fresh one | HubUnavailable |
 
-The site's proxies are used; a netrc file is not. The key goes to the hub's own host only, and no redirect is followed,
-which would carry it elsewhere. Nothing is tried twice here: that is for the callers.
+The site's proxies are used; a netrc file is not. The key goes to the hub's own host only: no redirect is followed, as
+that would carry it elsewhere; but one of a download is, and there nothing of ours goes along. Nothing is tried twice
+here: that is for the callers.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Final, Self
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -33,6 +34,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from ddphub import __version__
 from ddphub.errors import HubModelGone, HubRejected, HubUnauthorized, HubUnavailable
 from ddphub.files import open_regular
+from ddphub.hubs.wire import FOLLOWS_REDIRECTS
 
 MAX_ANSWER: Final = 64 * 1024 * 1024
 """Bytes of an answer; the largest lists the parts of a checkpoint, about 300 bytes each."""
@@ -65,8 +67,12 @@ class HubConnection:
 
     def is_own(self, url: str) -> bool:
         """Whether the key may go to a URL: on the hub's own host, and not signed, which needs none."""
+        return self.is_host(url) and not urlsplit(url).query
+
+    def is_host(self, url: str) -> bool:
+        """Whether a URL is the hub's own host's."""
         own, other = urlsplit(self.url), urlsplit(url)
-        return (own.scheme, own.netloc) == (other.scheme, other.netloc) and not other.query
+        return (own.scheme, own.netloc) == (other.scheme, other.netloc)
 
     def call(
         self,
@@ -93,8 +99,15 @@ class HubConnection:
         """Begins a download: a 2xx answer whose body is to be read, each read bounded; the caller closes it."""
         own = self.is_own(url)
         # Compressed on the way, its length would not be the file's.
-        headers = {**headers, "accept-encoding": "identity", **(self._credentials if own else {})}
-        return self._request("GET", url, None, headers, None, signed=not own, stream=True)
+        headers = {**headers, "accept-encoding": "identity"}
+        given = {**headers, **self._credentials, FOLLOWS_REDIRECTS: "1"} if own else headers
+        response = self._request("GET", url, None, given, None, signed=not own, stream=True, may_redirect=True)
+        if response.status_code < 300:
+            return response
+        place = urljoin(url, response.headers["location"])
+        if urlsplit(place).scheme not in {"http", "https"}:
+            raise HubUnavailable(f"GET {shown(url)}: the hub sends us to no address of the web")
+        return self._request("GET", place, None, headers, None, signed=True, stream=True)
 
     def close(self) -> None:
         """Closes the connections of every thread."""
@@ -111,6 +124,7 @@ class HubConnection:
         *,
         signed: bool,
         stream: bool = False,
+        may_redirect: bool = False,
     ) -> requests.Response:
         with _Alarm(self._read_timeout) as alarm:
             try:
@@ -131,7 +145,8 @@ class HubConnection:
                     raise
                 why = f"no whole answer within {self._read_timeout:g} s" if alarm.rang else cause(error)
                 raise HubUnavailable(f"{method} {shown(url)}: {why}") from error
-        _raise_for_status(response, f"{method} {shown(url)}", signed=signed)
+        if not (may_redirect and response.is_redirect):
+            _raise_for_status(response, f"{method} {shown(url)}", signed=signed)
         return response
 
     def _session(self) -> requests.Session:
@@ -308,17 +323,26 @@ def _raise_for_status(response: requests.Response, what: str, *, signed: bool) -
     raise HubRejected(status, message)
 
 
+_STORAGE_CODE: Final = re.compile(rb"<Error>.*?<Code>([A-Za-z0-9]{1,64})</Code>", re.DOTALL)
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 def _said(response: requests.Response) -> str:
     """The problem's text, or the first 200 characters of whatever came."""
+    if code := storage_code(response.content):
+        return code  # the rest may repeat what was signed
     try:
         content = json.loads(response.content)
         # Ends in logs and on terminals, which must not take it for commands.
         return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", str(content.get("detail") or content.get("message"))[:200])
     except (ValueError, AttributeError, RecursionError):
         return repr(response.text[:200])
+
+
+def storage_code(content: bytes) -> str | None:
+    """The code of an object storage's error (S3, "Error responses"); None of another answer."""
+    found = _STORAGE_CODE.search(content[:4096])
+    return found.group(1).decode() if found else None
 
 
 def _retry_after(response: requests.Response) -> float | None:

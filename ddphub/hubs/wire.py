@@ -18,6 +18,9 @@ from typing import Any, Final, Literal, NotRequired, TypedDict
 IDEMPOTENCY_KEY: Final = "Idempotency-Key"
 """Request header: a repeat with the same key gets the first answer."""
 
+FOLLOWS_REDIRECTS: Final = "x-ddphub-follows-redirects"
+"""Request header of a download: the client follows one redirect, and sends no key to where it leads."""
+
 PROBLEM_JSON: Final = "application/problem+json"
 
 PART_SIZE: Final = 8 * 1024 * 1024
@@ -31,6 +34,9 @@ MAX_METRIC_NAME: Final = 256
 
 MAX_JSON_BODY: Final = 4 * 1024 * 1024
 """Bytes of one JSON request body; more is answered 413."""
+
+MAX_MISSING: Final = 10_000
+"""Parts that one answer asks for; where it has so many, there may be more: ask again once they are sent."""
 
 MAX_FILES: Final = 10_000
 """Files in one checkpoint (a directory of shards)."""
@@ -105,14 +111,18 @@ class CheckpointRequest(TypedDict):
 
 
 class PartUrl(TypedDict):
-    """Where to PUT one part: `number` counts from 0; the URL is absolute or begins with '/'."""
+    """Where to PUT one part: `number` counts from 0; the URL is absolute or begins with '/'.
+
+    `headers` are sent with it: the URL of an object storage is signed for them. The API key is not.
+    """
 
     number: int
     url: str
+    headers: NotRequired[dict[str, str]]
 
 
 class MissingFile(TypedDict):
-    """A file whose parts have not all arrived; only the parts still to send are listed."""
+    """A file whose parts have not all arrived; only parts still to send are listed, see MAX_MISSING."""
 
     name: str
     parts: list[PartUrl]

@@ -6,8 +6,8 @@ receiving --complete, every part is there--> checking --bytes are right--> commi
     '------- bytes are wrong, or the hub ended -'
 ```
 
-`committed` is in the database; `checking` is known to the process that checks, so it cannot outlive it. A commit is one
-transaction, after the bytes are safe on disk: a crash leaves the whole checkpoint or none of it.
+All of it is in the database: `committed_at`, and a lease while a process of the hub is `checking`, see leases.py. A
+commit is one transaction, after the bytes are safe: a crash leaves the whole checkpoint or none of it.
 
 A checkpoint that someone deleted stays `committed` to the run that sent it: when its journal lost the receipt, the run
 repeats the entry, is given the first answer, and the bytes that it still has do not bring the checkpoint back.
@@ -18,24 +18,36 @@ import logging
 import secrets
 import string
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-from sqlalchemy import select
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
-from ddphub.hubs.wire import MAX_FILES, CheckpointAnswer, MissingFile
+from ddphub.hubs.wire import MAX_MISSING, CheckpointAnswer
+from ddphub.server.arrivals import (
+    Arrivals,
+    Deleted,
+    Look,
+    arriving_files,
+    files_of,
+    find_announced,
+    lock_checkpoint,
+    state_of,
+)
 from ddphub.server.attempts import known_attempts
-from ddphub.server.blobs import Blobs, Interrupted, WrongBytes
+from ddphub.server.blob_rows import blobs_of, lock_project, vouch
 from ddphub.server.database import Database
-from ddphub.server.manifests import Manifest, ManifestFile
+from ddphub.server.leases import Leases
+from ddphub.server.leftovers import Leftovers
+from ddphub.server.manifests import Manifest
 from ddphub.server.problems import Problem
-from ddphub.server.signing import Part, Signer
-from ddphub.server.tables import Blob, Checkpoint, CheckpointFile, DeletedCheckpoint, Model, Project
+from ddphub.server.storage.interface import ArrivingFile, Interrupted, Prepared, Storage, WrongBytes
+from ddphub.server.tables import Checkpoint, CheckpointFile, DeletedCheckpoint, Model, Project
 
 _ALPHABET: Final = string.ascii_letters + string.digits
+_TURNS: Final = 4
 _log = logging.getLogger(__name__)
 
 
@@ -44,62 +56,47 @@ def new_public_id() -> str:
     return "".join(secrets.choice(_ALPHABET) for _ in range(20))
 
 
-class Deleted(Problem):
-    """A checkpoint that is no longer there.
-
-    Args:
-        was_committed: whether someone deleted it alone, which only a committed one can be.
-    """
-
-    def __init__(self, *, was_committed: bool) -> None:
-        super().__init__(404, "the checkpoint was deleted" if was_committed else "the checkpoint went with its model")
-        self.was_committed = was_committed
-
-
 class Commits:
     """Takes checkpoints in, each entry once.
 
     Args:
         database: the hub's database.
-        blobs: where the bytes go.
-        signer: signs the part URLs.
+        storage: where the bytes go.
+        leftovers: removes what is no longer needed.
+        leases: those of this process.
         part_size: bytes of a part of new checkpoints.
         inline_check_bytes: with more bytes to check, `complete` answers first and a thread checks.
     """
 
     def __init__(
-        self, database: Database, blobs: Blobs, signer: Signer, *, part_size: int, inline_check_bytes: int
+        self,
+        database: Database,
+        storage: Storage,
+        leftovers: Leftovers,
+        leases: Leases,
+        *,
+        part_size: int,
+        inline_check_bytes: int,
     ) -> None:
         self._database = database
-        self._blobs = blobs
-        self._signer = signer
+        self._storage = storage
+        self._leftovers = leftovers
+        self._leases = leases
         self._part_size = part_size
         self._inline_check_bytes = inline_check_bytes
+        self._arrivals = Arrivals(database, storage, leftovers)
         self._checkers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="ddphub-check")
-        # Both change under the database's writer lock, or by the one thread that checks the checkpoint.
-        # By id, not by number: the database gives a deleted checkpoint's number again.
-        self._checking: dict[str, set[tuple[str, str]]] = {}  # what is joined for it: (project's id, sha256)
-        self._failures: dict[str, str] = {}
-        self._recover()
 
-    def _recover(self) -> None:
-        # Put in their place just before the hub ended and never committed, or deleted with bytes still to remove.
-        for project_id, digests in self._blobs.stored():
-            self.remove_unvouched(project_id, digests)
-        with self._database.read() as session:
-            wanted = set(session.scalars(select(Checkpoint.public_id).where(Checkpoint.committed_at.is_(None))))
-        for leftover in set(self._blobs.uploads()) - wanted:
-            self._blobs.close_upload(leftover)
-        for checkpoint_id in wanted:
-            self._blobs.open_upload(checkpoint_id)
-
-    def create(self, session: Session, model: Model, manifest: Manifest) -> CheckpointAnswer:
-        """Begin a checkpoint, or find the one that this entry began.
+    def create(self, session: Session, model: Model, manifest: Manifest) -> str:
+        """Announce a checkpoint, or find the one that this entry announced; `state` makes room for its parts.
 
         Args:
-            session: a write session.
+            session: a write session that has locked the model.
             model: the run's model.
             manifest: a checked manifest.
+
+        Returns:
+            The checkpoint's id.
 
         Raises:
             Problem: 422 when the entry is known with another manifest, its parts have another size, or its bytes were
@@ -112,16 +109,18 @@ class Commits:
         if known is not None and known.fingerprint != manifest.fingerprint:
             raise Problem(422, f"the entry {manifest.entry_id} is known with another manifest")
         if isinstance(known, DeletedCheckpoint):
-            return _done(known.public_id)
+            return known.public_id
         if checkpoint is None:
             manifest.check_parts(self._part_size)
             checkpoint = self._insert(session, model, manifest)
-        elif failure := self._failures.get(checkpoint.public_id):
+        elif checkpoint.failure is not None:
             # A client that was told 202 comes back here; without this it would send the same bytes for ever.
-            raise Problem(422, failure)
-        return self.answer(session, checkpoint)
+            raise Problem(422, checkpoint.failure)
+        return checkpoint.public_id
 
     def _insert(self, session: Session, model: Model, manifest: Manifest) -> Checkpoint:
+        # From here on no deletion takes bytes that this one announces.
+        lock_project(session, model.project_ref)
         now = time.time()
         attempt = known_attempts(session, model, {manifest.attempt_id: now}, now)[manifest.attempt_id]
         checkpoint = Checkpoint(
@@ -152,84 +151,20 @@ class Commits:
             for number, file in enumerate(manifest.files)
         ]
         session.connection().execute(insert(CheckpointFile), rows)
-        # Before the commit: a part is refused while this is not there.
-        self._blobs.open_upload(checkpoint.public_id)
         return checkpoint
 
     def state(self, checkpoint_id: str) -> CheckpointAnswer:
-        """What is known of a checkpoint.
+        """What is known of a checkpoint, and a new URL for each part that is missing.
 
         Raises:
             Problem: 404 when it was deleted with its model.
         """
         try:
-            with self._database.read() as session:
-                answer = self.answer(session, _find(session, checkpoint_id))
-            if answer["missing"]:
-                # A commit after that read removes the parts: they are missing only if it is still not committed now.
-                with self._database.read() as session:
-                    if _find(session, checkpoint_id).committed_at is not None:
-                        return _done(checkpoint_id)
+            return self._arrivals.look(checkpoint_id).answer(checkpoint_id)
         except Deleted as deleted:
             if deleted.was_committed:
                 return _done(checkpoint_id)
             raise
-        return answer
-
-    def answer(self, session: Session, checkpoint: Checkpoint) -> CheckpointAnswer:
-        """What the client is told: the state, and a new URL for each part that is missing."""
-        state = self.state_of(checkpoint)
-        missing = self._missing(session, checkpoint) if state == "receiving" else []
-        return {"id": checkpoint.public_id, "state": state, "missing": missing}
-
-    def state_of(self, checkpoint: Checkpoint) -> str:
-        """`receiving`, `checking` or `committed`."""
-        if checkpoint.committed_at is not None:
-            return "committed"
-        return "checking" if checkpoint.public_id in self._checking else "receiving"
-
-    def _missing(self, session: Session, checkpoint: Checkpoint) -> list[MissingFile]:
-        arrived = self._blobs.parts(checkpoint.public_id)
-        missing: list[MissingFile] = []
-        for index, file in self._wanted(session, checkpoint):
-            parts = [
-                Part(
-                    checkpoint=checkpoint.public_id,
-                    file=index,
-                    number=number,
-                    size=file.part_bytes(number, checkpoint.part_size),
-                    sha256=sha256,
-                )
-                for number, sha256 in enumerate(file.parts)
-                if (index, number) not in arrived
-            ]
-            if parts:
-                urls = [self._signer.part_url(part) for part in parts]
-                missing.append(
-                    {
-                        "name": file.name,
-                        "parts": [{"number": part.number, "url": url} for part, url in zip(parts, urls, strict=True)],
-                    }
-                )
-        return missing
-
-    def _wanted(self, session: Session, checkpoint: Checkpoint) -> list[tuple[int, ManifestFile]]:
-        """The files whose bytes the project does not hold, with their numbers; each content once."""
-        project = _project_of(session, checkpoint)
-        files = {row.sha256: row for row in reversed(_files_of(session, checkpoint))}
-        held = {
-            sha256
-            for sha256 in _vouched_among(session, project, list(files))
-            if self._blobs.holds(project.public_id, sha256, files[sha256].size)
-        }
-        wanted = sorted((row for row in files.values() if row.sha256 not in held), key=lambda row: row.number)
-        return [
-            (
-                row.number,
-                ManifestFile(name=row.name, size=row.size, sha256=row.sha256, parts=tuple(json.loads(row.parts))),
-            )
-            for row in wanted
-        ]
 
     def complete(self, checkpoint_id: str) -> CheckpointAnswer:
         """Commit a checkpoint whose parts are all there; a repeat finds it committed.
@@ -252,30 +187,48 @@ class Commits:
             raise
 
     def _complete(self, checkpoint_id: str) -> CheckpointAnswer:
-        with self._database.write() as session:
-            checkpoint = _find(session, checkpoint_id)
-            answer = self.answer(session, checkpoint)
-            if answer["state"] != "receiving":
+        for _ in range(_TURNS):
+            look = self._arrivals.look(checkpoint_id)
+            answer = look.answer(checkpoint_id)
+            if look.state != "receiving":
                 return answer
-            if answer["missing"]:
-                if failure := self._failures.get(checkpoint_id):
-                    raise Problem(422, failure)
-                count = sum(len(file["parts"]) for file in answer["missing"])
-                detail = f"{count} parts have not arrived: send them, then complete"
+            if look.failure is not None:
+                raise Problem(422, look.failure)
+            if look.missing:
+                count = sum(len(file["parts"]) for file in look.missing)
+                detail = (
+                    f"{count} parts{' or more' * (count == MAX_MISSING)} have not arrived: send them, then complete"
+                )
                 raise Problem(409, detail, members={"missing": answer["missing"]})
-            wanted = self._wanted(session, checkpoint)
-            project = _project_of(session, checkpoint)
-            self._checking[checkpoint_id] = {(project.public_id, file.sha256) for _, file in wanted}
-        if sum(file.size for _, file in wanted) > self._inline_check_bytes:
-            self._checkers.submit(self._check_in_thread, checkpoint_id, wanted)
+            if self._take(checkpoint_id, look):
+                break
+        else:
+            raise Problem(503, "the checkpoint changes while it is looked at: complete again")
+        if sum(file.size for file in look.wanted) > self._inline_check_bytes:
+            self._checkers.submit(self._check_in_thread, checkpoint_id, look.wanted)
             return {**answer, "state": "checking"}
         try:
-            self._check(checkpoint_id, wanted)
+            self._check(checkpoint_id, look.wanted)
         except Interrupted:
             raise Problem(503, "the hub is stopping: complete again when it is back") from None
         return {**answer, "state": "committed"}
 
-    def _check_in_thread(self, checkpoint_id: str, wanted: list[tuple[int, ManifestFile]]) -> None:
+    def _take(self, checkpoint_id: str, look: Look) -> bool:
+        """Begin to check, unless the checkpoint or what it relies on changed since that look."""
+        with self._database.write() as session:
+            checkpoint, project = lock_checkpoint(session, checkpoint_id)
+            if state_of(checkpoint) != "receiving":
+                return False
+            # What is there under this lock stays: a deletion spares what an announced checkpoint names.
+            there = blobs_of(session, project, [blob.sha256 for blob in look.held])
+            if any(there.get(blob.sha256) != blob for blob in look.held):
+                return False
+            self._leases.take(checkpoint)
+        # From now on: its turn to be checked may come late.
+        self._leases.hold(checkpoint_id)
+        return True
+
+    def _check_in_thread(self, checkpoint_id: str, wanted: Sequence[ArrivingFile]) -> None:
         try:
             self._check(checkpoint_id, wanted)
         except (Problem, Interrupted) as error:
@@ -283,79 +236,92 @@ class Commits:
         except Exception:  # noqa: BLE001  # a thread's end: whatever it was, the log has it and the hub goes on
             _log.exception("a checkpoint could not be checked; it can be completed again")
 
-    def _check(self, checkpoint_id: str, wanted: list[tuple[int, ManifestFile]]) -> None:
-        self._failures.pop(checkpoint_id, None)
+    def _check(self, checkpoint_id: str, wanted: Sequence[ArrivingFile]) -> None:
+        prepared: list[Prepared] = []
         try:
-            with self._database.read() as session:
-                checkpoint = _find(session, checkpoint_id)
-                project = _project_of(session, checkpoint)
-            for number, file in wanted:
-                self._join(checkpoint_id, number, file, project)
-            self._commit(checkpoint_id, project, [file for _, file in wanted])
+            with self._leases.kept(checkpoint_id):
+                for file in wanted:
+                    prepared.append(self._assemble(checkpoint_id, file))  # noqa: PERF401  # an error drops those before
+                over = self._commit(checkpoint_id, prepared)
         except Deleted:
-            for project_id, sha256 in self._checking.pop(checkpoint_id):
-                self.remove_unvouched(project_id, [sha256])
+            self._leftovers.forget(checkpoint_id, wanted)
             raise
         finally:
-            self._checking.pop(checkpoint_id, None)
-        self._blobs.close_upload(checkpoint_id)
+            self._leftovers.drop(prepared)
+        self._leftovers.forget(checkpoint_id, over)
 
-    def _join(self, checkpoint_id: str, number: int, file: ManifestFile, project: Project) -> None:
+    def _assemble(self, checkpoint_id: str, file: ArrivingFile) -> Prepared:
         try:
-            self._blobs.join(checkpoint_id, number, file.parts, project.public_id, file.sha256)
-        except FileNotFoundError:
+            return self._storage.assemble(file)
+        except FileNotFoundError as error:
             with self._database.read() as session:
-                _find(session, checkpoint_id)
-            raise
+                find_announced(session, checkpoint_id)
+            raise Problem(409, f"parts of {file.name!a} are gone here: send them again") from error
         except WrongBytes as error:
             if error.damaged:
+                self._begin_anew(checkpoint_id, file)
                 raise Problem(409, f"parts of {file.name!a} were damaged here: send them again") from None
             # What was announced contradicts itself: this entry can never be committed.
             failure = f"the parts of {file.name!a} do not make the sha256 that was announced for it"
-            self._failures[checkpoint_id] = failure
+            self._fail(checkpoint_id, failure)
             raise Problem(422, failure) from None
 
-    def _commit(self, checkpoint_id: str, project: Project, files: list[ManifestFile]) -> None:
-        now = time.time()
-        rows = [
-            {"project_ref": project.id, "sha256": file.sha256, "size": file.size, "created_at": now} for file in files
-        ]
+    def _begin_anew(self, checkpoint_id: str, file: ArrivingFile) -> None:
+        """Let a file arrive again, in another place; unless another process goes on with it."""
+        if file.location is None:
+            return  # it has no place of its own, and the parts to blame are gone
         with self._database.write() as session:
-            _find(session, checkpoint_id).committed_at = now
-            if rows:
-                session.connection().execute(insert(Blob).on_conflict_do_nothing(), rows)
+            checkpoint, _ = lock_checkpoint(session, checkpoint_id)
+            if checkpoint.committed_at is not None or checkpoint.checking_by != self._leases.holder:
+                return
+            for row in files_of(session, checkpoint):
+                if row.number == file.number:
+                    row.location = row.upload_id = None
+        self._leftovers.forget(checkpoint_id, [file])
 
-    def remove_unvouched(self, project_id: str, digests: list[str]) -> None:
-        """Remove those blobs that no commit vouches for, and that no check puts in their place at this moment."""
-        for start in range(0, len(digests), MAX_FILES):
-            some = digests[start : start + MAX_FILES]  # as many as a query may name
-            with self._database.write() as session:
-                project = session.scalar(select(Project).where(Project.public_id == project_id))
-                needed = set() if project is None else set(_vouched_among(session, project, some))
-                for joined in list(self._checking.values()):
-                    needed |= {sha256 for of_project, sha256 in joined if of_project == project_id}
-                for sha256 in some:
-                    if sha256 not in needed:
-                        self._blobs.remove(project_id, sha256)
+    def _fail(self, checkpoint_id: str, failure: str) -> None:
+        """Write down that a checkpoint can never be committed, and take no more of it."""
+        with self._database.write() as session:
+            checkpoint, project = lock_checkpoint(session, checkpoint_id)
+            if checkpoint.committed_at is not None or checkpoint.checking_by != self._leases.holder:
+                return
+            checkpoint.failure = failure
+            had_room = _give_up_rooms(session, checkpoint, project)
+        self._leftovers.forget(checkpoint_id, had_room)
 
-    def forget(self, checkpoint_ids: Iterable[str]) -> None:
-        """Drop what is held for checkpoints that were deleted."""
-        for checkpoint_id in checkpoint_ids:
-            self._failures.pop(checkpoint_id, None)
-            self._blobs.close_upload(checkpoint_id)
+    def _commit(self, checkpoint_id: str, prepared: list[Prepared]) -> list[ArrivingFile]:
+        """Write down that a checkpoint is there; what was placed is taken out of `prepared`.
+
+        Returns:
+            Its files that had room, which they no longer need.
+        """
+        replaced = []
+        with self._database.write() as session:
+            checkpoint, project = lock_checkpoint(session, checkpoint_id)
+            had_room = _give_up_rooms(session, checkpoint, project)
+            if checkpoint.committed_at is None:
+                now = time.time()
+                self._storage.place(prepared)
+                replaced = vouch(session, project, [one.blob for one in prepared], now)
+                checkpoint.committed_at = now
+                checkpoint.checking_by = checkpoint.checking_until = None
+                prepared.clear()
+        self._leftovers.remove(replaced)
+        return had_room
 
     def close(self) -> None:
         """Let checks that run end early; they begin anew when the client completes again."""
-        self._blobs.stop()
+        self._storage.stop()
         self._checkers.shutdown(wait=True, cancel_futures=True)
+        self._leases.close()
 
 
-def _find(session: Session, checkpoint_id: str) -> Checkpoint:
-    checkpoint = session.scalar(select(Checkpoint).where(Checkpoint.public_id == checkpoint_id))
-    if checkpoint is None:
-        deleted = select(DeletedCheckpoint.id).where(DeletedCheckpoint.public_id == checkpoint_id)
-        raise Deleted(was_committed=session.scalar(deleted) is not None)
-    return checkpoint
+def _give_up_rooms(session: Session, checkpoint: Checkpoint, project: Project) -> list[ArrivingFile]:
+    """The files of a checkpoint that have a place to arrive at; their rows name none any more."""
+    had_room = [file for file in arriving_files(session, checkpoint, project) if file.location is not None]
+    for row in files_of(session, checkpoint):
+        row.location = row.upload_id = None
+    return had_room
 
 
 def deleted_entry(session: Session, model: Model, entry_id: str) -> DeletedCheckpoint | None:
@@ -367,22 +333,3 @@ def deleted_entry(session: Session, model: Model, entry_id: str) -> DeletedCheck
 
 def _done(checkpoint_id: str) -> CheckpointAnswer:
     return {"id": checkpoint_id, "state": "committed", "missing": []}
-
-
-def _project_of(session: Session, checkpoint: Checkpoint) -> Project:
-    return session.scalars(
-        select(Project).join(Model, Model.project_ref == Project.id).where(Model.id == checkpoint.model_ref)
-    ).one()
-
-
-def _files_of(session: Session, checkpoint: Checkpoint) -> list[CheckpointFile]:
-    return list(
-        session.scalars(
-            select(CheckpointFile).where(CheckpointFile.checkpoint_ref == checkpoint.id).order_by(CheckpointFile.number)
-        )
-    )
-
-
-def _vouched_among(session: Session, project: Project, digests: list[str]) -> list[str]:
-    found = session.scalars(select(Blob.sha256).where(Blob.project_ref == project.id, Blob.sha256.in_(digests)))
-    return list(found)

@@ -1,6 +1,6 @@
 """Deleting: a model is hidden, or gone with its rows; bytes go when nothing else needs them.
 
-Bytes go after rows: a crash between them leaves files that the next start removes.
+Bytes go after rows: a crash between them leaves bytes that `Leftovers.sweep` removes.
 """
 
 import time
@@ -9,8 +9,12 @@ from typing import Final
 from sqlalchemy import ColumnElement, and_, delete, not_, select
 from sqlalchemy.orm import Session
 
+from ddphub.server.arrivals import arriving_files
+from ddphub.server.blob_rows import lock_project
+from ddphub.server.database import locked
 from ddphub.server.hub import Hub
 from ddphub.server.problems import Problem
+from ddphub.server.storage.interface import StoredBlob
 from ddphub.server.tables import (
     Attempt,
     Blob,
@@ -53,16 +57,21 @@ def delete_model(hub: Hub, model_id: str, *, hard: bool) -> None:
         model.deleted_at, model.run_id = model.deleted_at or time.time(), None
     _delete_large(hub, model)
     with hub.database.write() as session:
-        model = session.scalar(select(Model).where(Model.public_id == model_id))
+        model = session.scalar(locked(session, select(Model).where(Model.public_id == model_id)))
         if model is None:
             raise Problem(404, "the hub has no such model")  # someone else was at it, too
-        project = session.get_one(Project, model.project_ref)
-        unused = list(session.scalars(select(Blob.sha256).where(_unused_blobs(model, _all_of(model)))))
-        checkpoints = list(session.scalars(select(Checkpoint.public_id).where(Checkpoint.model_ref == model.id)))
+        project = lock_project(session, model.project_ref)
+        unused = _blobs(session, project, _unused_blobs(model, _all_of(model)))
+        arriving = select(Checkpoint).where(_all_of(model), Checkpoint.committed_at.is_(None))
+        had_room = {
+            checkpoint.public_id: arriving_files(session, checkpoint, project)
+            for checkpoint in session.scalars(arriving)
+        }
         _delete_rows(session, model)
     hub.charts.forget(model_id)
-    hub.commits.forget(checkpoints)
-    hub.commits.remove_unvouched(project.public_id, unused)
+    for checkpoint_id, files in had_room.items():
+        hub.leftovers.forget(checkpoint_id, files)
+    hub.leftovers.remove(unused)
 
 
 def _delete_large(hub: Hub, model: Model) -> None:
@@ -80,21 +89,24 @@ def _delete_large(hub: Hub, model: Model) -> None:
             time.sleep(_PAUSE_S)
 
 
-def delete_checkpoint(hub: Hub, model_id: str, checkpoint_id: str) -> None:
+def delete_checkpoint(hub: Hub, model_id: str, checkpoint_id: str, *, unless_newest: bool = False) -> None:
     """Delete a committed checkpoint. Its entry's key stays: a repeat by the run that sent it does not bring it back.
 
     Args:
         hub: the hub.
         model_id: the model's id.
         checkpoint_id: the checkpoint's id.
+        unless_newest: not when the model has no newer one by now, whatever it was when someone looked.
 
     Raises:
-        Problem: 404 when there is no such checkpoint, 409 when it is still arriving.
+        Problem: 404 when there is no such checkpoint, 409 when it is still arriving, or is the newest.
     """
     with hub.database.write() as session:
-        model = session.scalar(select(Model).where(Model.public_id == model_id, Model.deleted_at.is_(None)))
+        chosen = select(Model).where(Model.public_id == model_id, Model.deleted_at.is_(None))
+        model = session.scalar(locked(session, chosen))
         if model is None:
             raise Problem(404, "the hub has no such model")
+        project = lock_project(session, model.project_ref)
         checkpoint = session.scalar(
             select(Checkpoint).where(Checkpoint.public_id == checkpoint_id, Checkpoint.model_ref == model.id)
         )
@@ -103,9 +115,10 @@ def delete_checkpoint(hub: Hub, model_id: str, checkpoint_id: str) -> None:
         if checkpoint.committed_at is None:
             # Its sender goes on, and would be told that it is done with what nobody has seen.
             raise Problem(409, "the checkpoint is still arriving: delete it once it is there")
-        project = session.get_one(Project, model.project_ref)
+        if unless_newest and not _has_newer(session, checkpoint):
+            raise Problem(409, "the checkpoint is the newest one of its model")
         unused_blobs = _unused_blobs(model, Checkpoint.id == checkpoint.id)
-        unused = list(session.scalars(select(Blob.sha256).where(unused_blobs)))
+        unused = _blobs(session, project, unused_blobs)
         for statement in (
             delete(Blob).where(unused_blobs),
             delete(CheckpointFile).where(CheckpointFile.checkpoint_ref == checkpoint.id),
@@ -120,7 +133,24 @@ def delete_checkpoint(hub: Hub, model_id: str, checkpoint_id: str) -> None:
                 fingerprint=checkpoint.fingerprint,
             )
         )
-    hub.commits.remove_unvouched(project.public_id, unused)
+    hub.leftovers.remove(unused)
+
+
+def _has_newer(session: Session, checkpoint: Checkpoint) -> bool:
+    newer = select(Checkpoint.id).where(
+        Checkpoint.model_ref == checkpoint.model_ref,
+        Checkpoint.committed_at.is_not(None),
+        Checkpoint.id > checkpoint.id,
+    )
+    return session.scalar(newer.limit(1)) is not None
+
+
+def _blobs(session: Session, project: Project, chosen: ColumnElement[bool]) -> list[StoredBlob]:
+    found = session.execute(select(Blob.sha256, Blob.size, Blob.location).where(chosen))
+    return [
+        StoredBlob(project=project.public_id, sha256=sha256, size=size, location=location)
+        for sha256, size, location in found
+    ]
 
 
 def _all_of(model: Model) -> ColumnElement[bool]:

@@ -4,20 +4,23 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from sqlalchemy import select
-from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.orm import Session
 
 from ddphub import events
 from ddphub.server import hub_v1
-from ddphub.server.blobs import Blobs, IncomingFile
+from ddphub.server.blob_rows import blobs_of, lock_project, vouch
 from ddphub.server.commits import deleted_entry, new_public_id
+from ddphub.server.database import Database
+from ddphub.server.leftovers import Leftovers
 from ddphub.server.problems import Problem
-from ddphub.server.tables import Blob, Checkpoint, CheckpointFile, Model, Project
+from ddphub.server.storage.incoming import IncomingFile
+from ddphub.server.storage.interface import Prepared, Storage, StoredBlob
+from ddphub.server.tables import Checkpoint, CheckpointFile, Model, Project
 
 LAST: Final = "last.pt"
 BEST: Final = "best.pt"
@@ -71,28 +74,67 @@ class Uploads:
     """Takes whole files in, each once.
 
     Args:
-        blobs: where the bytes go.
+        database: the hub's database.
+        storage: where the bytes go.
+        leftovers: removes what is no longer needed.
         part_size: what the rows say of the files' parts; they came in none.
     """
 
-    def __init__(self, blobs: Blobs, *, part_size: int) -> None:
-        self._blobs = blobs
+    def __init__(self, database: Database, storage: Storage, leftovers: Leftovers, *, part_size: int) -> None:
+        self._database = database
+        self._storage = storage
+        self._leftovers = leftovers
         self._part_size = part_size
 
-    def take(self, session: Session, model: Model, upload: Upload, file: IncomingFile) -> str:
+    def take(self, find: Callable[[Session], Model], upload: Upload, file: IncomingFile) -> str:
         """Commit a file as a checkpoint; the same bytes for the same type and epoch are the same checkpoint.
 
         One that someone deleted stays deleted.
 
         Args:
-            session: a write session.
-            model: the run's model.
+            find: finds the run's model, in any session; in one that writes it locks the model.
             upload: what the form says.
             file: the bytes, synced.
 
         Returns:
             The checkpoint's id.
         """
+        checkpoint_id = self._take(find, upload, file, even_if_held=False)
+        if checkpoint_id is None:
+            # What the project had went while nobody relied on it.
+            checkpoint_id = self._take(find, upload, file, even_if_held=True)
+        assert checkpoint_id is not None  # noqa: S101  # only bytes that were not sent can be missing
+        return checkpoint_id
+
+    def _take(
+        self, find: Callable[[Session], Model], upload: Upload, file: IncomingFile, *, even_if_held: bool
+    ) -> str | None:
+        """See `take`; None when the bytes were not sent and are needed."""
+        with self._database.read() as session:
+            project = session.get_one(Project, find(session).project_ref)
+            known = blobs_of(session, project, [file.sha256])
+        prepared: list[Prepared] = []
+        if even_if_held or not self._storage.held(list(known.values())):
+            prepared.append(self._storage.adopt(file, project.public_id))
+        replaced: list[StoredBlob] = []
+        try:
+            with self._database.write() as session:
+                model = find(session)
+                project = lock_project(session, model.project_ref)
+                if not prepared and blobs_of(session, project, [file.sha256]) != known:
+                    return None
+                checkpoint_id, is_needed = self._record(session, model, upload, file)
+                if is_needed and prepared:
+                    self._storage.place(prepared)
+                    replaced = vouch(session, project, [one.blob for one in prepared], time.time())
+                    prepared.clear()
+        finally:
+            self._leftovers.drop(prepared)
+        self._leftovers.remove(replaced)
+        return checkpoint_id
+
+    def _record(self, session: Session, model: Model, upload: Upload, file: IncomingFile) -> tuple[str, bool]:
+        """Write what the upload says; the checkpoint's id, and whether its bytes are needed."""
         now = time.time()
         attempt = hub_v1.report(session, model, [], now)
         identity = f"hub v1 {upload.type} {upload.epoch} {file.sha256}".encode()
@@ -134,17 +176,5 @@ class Uploads:
             hub_v1.finish(session, model, attempt, now)
         if checkpoint is None:
             assert deleted is not None  # noqa: S101  # or it would have been made
-            return deleted.public_id
-        self._keep(session, model, file, now)
-        return checkpoint.public_id
-
-    def _keep(self, session: Session, model: Model, file: IncomingFile, now: float) -> None:
-        project = session.get_one(Project, model.project_ref)
-        vouched = session.scalar(select(Blob).where(Blob.project_ref == project.id, Blob.sha256 == file.sha256))
-        if vouched is None:
-            row = {"project_ref": project.id, "sha256": file.sha256, "size": file.size, "created_at": now}
-            session.connection().execute(insert(Blob), row)
-        elif self._blobs.holds(project.public_id, file.sha256, file.size):
-            return
-        # Inside the transaction, where nobody removes what no commit vouches for yet.
-        self._blobs.keep(file, project.public_id)
+            return deleted.public_id, False
+        return checkpoint.public_id, True

@@ -10,13 +10,13 @@ import json
 import os
 import random
 import shutil
-import signal
 import socket
 import sqlite3
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +45,12 @@ from ddphub.errors import HubUnavailable
 from ddphub.events import to_json
 from ddphub.hubs.client import Receipt, Registration
 from ddphub.hubs.ddphub import DdphubClient
+from ddphub.hubs.wire import PartUrl
 from ddphub.server import ServerSettings
 from ddphub.server import serve as serve_hub
-from ddphub.server.blobs import Blobs
 from ddphub.server.commits import Commits
+from ddphub.server.storage.interface import Prepared
+from ddphub.server.storage.local import LocalStorage
 from ddphub.session import loop
 from ddphub.session.delivery import Delivery, _manifest
 from ddphub.session.folder import RunInfo
@@ -57,7 +59,7 @@ from ddphub.session.lines import LineWriter
 from ddphub.session.spool import OwnSpool, StraySpool
 
 PART_SIZE = 4096
-TERMINATED = -int(signal.SIGTERM)
+TERMINATED = 0
 """Exit code of a hub that was asked to end."""
 
 FIRST, SECOND, NONCE = "a" * 32, "b" * 32, "c" * 32
@@ -517,8 +519,8 @@ def _make_dead_hub(place: Place) -> None:
     run = StagingArea(place.run.staging)
     sending = DdphubClient._put_part
 
-    def put_one(self: DdphubClient, path: Path, number: int, url: str) -> None:
-        sending(self, path, number, url)
+    def put_one(self: DdphubClient, path: Path, part: PartUrl) -> None:
+        sending(self, path, part)
         raise HubUnavailable("killed")
 
     DdphubClient._put_part = put_one
@@ -566,7 +568,7 @@ def check_data(place: Place) -> None:
     assert found == expected, f"blobs that the database does not know: {found ^ expected}"
     left = sorted(str(path.relative_to(data)) for name in ("incoming", "uploads") for path in data.glob(f"{name}/*"))
     assert not left, f"left on the hub's disk: {left}"
-    known = {"hub.lock", "hub.db", "hub.db-wal", "hub.db-shm", "secret", "incoming", "uploads", "blobs"}
+    known = {"hub.lock", "hub.db", "hub.db-wal", "hub.db-shm", "secret", "keys.changes", "incoming", "uploads", "blobs"}
     assert {path.name for path in data.iterdir()} <= known
 
 
@@ -640,19 +642,20 @@ def spool_into_a_run_json_in_two_steps(place: Place) -> None:
 
 def answer_before_the_disk_has_it(place: Place) -> None:
     """A hub that commits a checkpoint before its bytes are in their place."""
-    join = Blobs.join
+    place_at_once = LocalStorage.place
     commit = Commits._commit
     waiting: list[Callable[[], None]] = []
 
-    def join_later(self: Blobs, *arguments: Any) -> None:
-        waiting.append(lambda: join(self, *arguments))
+    def place_later(self: LocalStorage, prepared: Sequence[Prepared]) -> None:
+        waiting.append(partial(place_at_once, self, list(prepared)))
 
-    def commit_first(self: Commits, *arguments: Any) -> None:
-        commit(self, *arguments)
+    def commit_first(self: Commits, *arguments: Any) -> Any:
+        result = commit(self, *arguments)
         while waiting:
             waiting.pop()()
+        return result
 
-    Blobs.join, Commits._commit = join_later, commit_first
+    LocalStorage.place, Commits._commit = place_later, commit_first
     serve(place)
 
 

@@ -1,4 +1,8 @@
-"""Files of committed checkpoints: whole, or the range that is asked for (RFC 9110, sections 13 and 14)."""
+"""Files of committed checkpoints: whole, or the range that is asked for (RFC 9110, sections 13 and 14).
+
+Where an object storage has them, who can follow is sent there, to a signed URL of short life. Who sent an API key is
+not, unless it says that it takes the key off: programs carry headers of their own along to wherever they are sent.
+"""
 
 import logging
 import re
@@ -9,18 +13,20 @@ from fastapi import APIRouter, Request
 from fastapi import Path as PathParameter
 from fastapi.responses import Response, StreamingResponse
 from sqlalchemy import select
-from sqlalchemy.orm import Session
 
-from ddphub.server.api.access import api_router, find_checkpoint, needs_key_or_session
-from ddphub.server.blobs import read_chunks
+from ddphub.hubs.wire import FOLLOWS_REDIRECTS
+from ddphub.server.api.access import Reads, api_router, find_checkpoint, reads
+from ddphub.server.auth import sent_key
+from ddphub.server.blob_rows import blobs_of_files, project_of
 from ddphub.server.body import INT64_MAX
 from ddphub.server.etags import has_already
 from ddphub.server.hub import Hub, HubDep
 from ddphub.server.problems import Problem
 from ddphub.server.signing import DOWNLOADS_PATH, Download
+from ddphub.server.storage.interface import StoredBlob
 from ddphub.server.tables import Checkpoint, CheckpointFile, Model, Project
 
-router = api_router(needs_key_or_session)
+router = api_router(reads)
 signed_router = APIRouter(prefix=DOWNLOADS_PATH)
 """A signed URL gives out the file that it was signed for, and needs no API key."""
 
@@ -31,17 +37,20 @@ _RANGE: Final = re.compile(r"bytes=([0-9]{0,19})-([0-9]{0,19})")
 
 
 @router.api_route("/models/{model_id}/checkpoints/{checkpoint_id}/files/{name:path}", methods=["GET", "HEAD"])
-def download(hub: HubDep, request: Request, model_id: str, checkpoint_id: str, name: str) -> Response:
+def download(
+    *, hub: HubDep, request: Request, principal: Reads, model_id: str, checkpoint_id: str, name: str
+) -> Response:
     """One file of a committed checkpoint."""
     with hub.database.read() as session:
-        checkpoint = find_checkpoint(session, model_id, checkpoint_id)
+        checkpoint = find_checkpoint(session, model_id, checkpoint_id, principal, "reader")
         row = session.scalar(
             select(CheckpointFile).where(CheckpointFile.checkpoint_ref == checkpoint.id, CheckpointFile.name == name)
         )
-        project = _project_of(session, checkpoint)
-    if checkpoint.committed_at is None or row is None:
-        raise Problem(404, "the model has no committed checkpoint with such a file")
-    return _send(hub, request, row, project, name)
+        if checkpoint.committed_at is None or row is None:
+            raise Problem(404, "the model has no committed checkpoint with such a file")
+        (blob,) = blobs_of_files(session, project_of(session, checkpoint), [row])
+    can_follow = sent_key(request) is None or FOLLOWS_REDIRECTS in request.headers
+    return _send(hub, request, row, blob, name, can_follow=can_follow)
 
 
 @signed_router.api_route("/{checkpoint_id}/{number}/{expires}/{signature}/{name}", methods=["GET", "HEAD"])
@@ -63,13 +72,16 @@ def download_signed(
                 Model.deleted_at.is_(None),
             )
         ).one_or_none()
-    if found is None:
-        raise Problem(404, "the checkpoint was deleted")
-    row, project = found.tuple()
-    return _send(hub, request, row, project, name)
+        if found is None:
+            raise Problem(404, "the checkpoint was deleted")
+        row, project = found
+        (blob,) = blobs_of_files(session, project, [row])
+    return _send(hub, request, row, blob, name, can_follow=True)
 
 
-def _send(hub: Hub, request: Request, row: CheckpointFile, project: Project, name: str) -> Response:
+def _send(
+    hub: Hub, request: Request, row: CheckpointFile, blob: StoredBlob, name: str, *, can_follow: bool
+) -> Response:
     etag = f'"{row.sha256}"'
     headers = {
         "etag": etag,
@@ -91,22 +103,17 @@ def _send(hub: Hub, request: Request, row: CheckpointFile, project: Project, nam
     media_type = "application/octet-stream"
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers, media_type=media_type)
+    if can_follow and (url := hub.storage.download_url(blob, name.rsplit("/", 1)[-1])) is not None:
+        return Response(status_code=307, headers={"location": url, "cache-control": "no-store"})
     try:
-        file = hub.blobs.path(project.public_id, row.sha256).open("rb")
+        chunks = hub.storage.read(blob, start, end)
     except FileNotFoundError as error:
         with hub.database.read() as session:
             if session.get(CheckpointFile, row.id) is None:
                 raise Problem(404, "the checkpoint was deleted") from error
-        _log.exception("the blob %s of project %s is gone", row.sha256, project.public_id)
+        _log.exception("the blob %s of project %s is gone", blob.sha256, blob.project)
         raise Problem(500, "the hub has lost this file: send its checkpoint again under a new entry id") from error
-    file.seek(start)
-    return StreamingResponse(read_chunks(file, end - start), status, headers, media_type)
-
-
-def _project_of(session: Session, checkpoint: Checkpoint) -> Project:
-    return session.scalars(
-        select(Project).join(Model, Model.project_ref == Project.id).where(Model.id == checkpoint.model_ref)
-    ).one()
+    return StreamingResponse(chunks, status, headers, media_type)
 
 
 def _disposition(name: str) -> str:

@@ -9,45 +9,46 @@ from fastapi.responses import Response
 from starlette.requests import ClientDisconnect
 
 from ddphub.server import hub_v1
-from ddphub.server.api.access import api_router, find_model
-from ddphub.server.blobs import CHUNK, IncomingFile
+from ddphub.server.api.access import Writes, api_router, find_model
 from ddphub.server.body import JsonBody, parse_object
 from ddphub.server.hub import Hub, HubDep
 from ddphub.server.multipart import Form
+from ddphub.server.principal import Principal
 from ddphub.server.problems import Problem, answer, problem_answer
+from ddphub.server.storage.incoming import CHUNK, IncomingFile
 from ddphub.server.uploads import Upload, check_upload
 
 router = api_router()
 
 
 @router.post("/models/{model_id}")
-def add_metrics(hub: HubDep, model_id: str, body: JsonBody) -> Response:
+def add_metrics(hub: HubDep, principal: Writes, model_id: str, body: JsonBody) -> Response:
     """Store the metrics of epochs: all of them, or nothing."""
     epochs = hub_v1.check_metrics(parse_object(body))
     with hub.database.write() as session:
-        model = find_model(session, model_id)
+        model = find_model(session, model_id, principal, "reporter")
         accepted = hub_v1.report_metrics(session, model, epochs, time.time())
         stop = model.stop_requested_at is not None
     return answer({"accepted": accepted, "duplicates": len(epochs) - accepted, "stop": stop})
 
 
 @router.post("/models/{model_id}/upload")
-async def upload(hub: HubDep, request: Request, model_id: str) -> Response:
+async def upload(hub: HubDep, request: Request, principal: Writes, model_id: str) -> Response:
     """Take one file of weights; a repeat finds its checkpoint."""
-    await run_in_threadpool(_check_model, hub, model_id)
+    await run_in_threadpool(_check_model, hub, principal, model_id)
     form = Form(request)
-    incoming = await run_in_threadpool(hub.blobs.new_file)
+    incoming = await run_in_threadpool(hub.storage.new_file)
     try:
         await _receive(request, form, incoming)
-        checkpoint_id = await run_in_threadpool(_commit, hub, model_id, check_upload(form.fields), incoming)
+        checkpoint_id = await run_in_threadpool(_commit, hub, principal, model_id, check_upload(form.fields), incoming)
     finally:
         await run_in_threadpool(incoming.close)
     return answer({"id": checkpoint_id})
 
 
-def _check_model(hub: Hub, model_id: str) -> None:
+def _check_model(hub: Hub, principal: Principal, model_id: str) -> None:
     with hub.database.read() as session:
-        find_model(session, model_id)
+        find_model(session, model_id, principal, "reporter")
 
 
 async def _receive(request: Request, form: Form, incoming: IncomingFile) -> None:
@@ -64,10 +65,9 @@ async def _receive(request: Request, form: Form, incoming: IncomingFile) -> None
     await run_in_threadpool(incoming.write, bytes(buffer))
 
 
-def _commit(hub: Hub, model_id: str, said: Upload, incoming: IncomingFile) -> str:
+def _commit(hub: Hub, principal: Principal, model_id: str, said: Upload, incoming: IncomingFile) -> str:
     incoming.sync()
-    with hub.database.write() as session:
-        return hub.uploads.take(session, find_model(session, model_id), said, incoming)
+    return hub.uploads.take(lambda session: find_model(session, model_id, principal, "reporter"), said, incoming)
 
 
 _METHODS: Final = ["GET", "POST", "PUT", "PATCH", "DELETE"]
@@ -80,7 +80,7 @@ def _not_here(detail: str) -> Response:
 @router.api_route("/projects", methods=_METHODS)
 @router.api_route("/projects/{rest:path}", methods=_METHODS)
 async def projects() -> Response:
-    """Projects have no requests of their own."""
+    """Projects are made by what names them; `api/projects.py` has what there is beside that."""
     return _not_here("this hub makes a project when a model names it: send `project` with the model")
 
 

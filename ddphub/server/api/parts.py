@@ -7,11 +7,12 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 from starlette.requests import ClientDisconnect
 
-from ddphub.server.blobs import CHUNK, IncomingFile
 from ddphub.server.body import INT64_MAX
 from ddphub.server.hub import HubDep
 from ddphub.server.problems import Problem, answer
 from ddphub.server.signing import PARTS_PATH, Part
+from ddphub.server.storage.incoming import CHUNK, IncomingFile
+from ddphub.server.storage.local import LocalStorage
 
 MAX_ID: Final = 64
 
@@ -40,10 +41,13 @@ async def put(
     announced = request.headers.get("content-length")
     if announced is not None and int(announced) != part.size:
         raise Problem(400, f"expected {part.size} bytes, the request announces {int(announced)}")
-    incoming = await run_in_threadpool(hub.blobs.new_file)
+    storage = hub.storage
+    if not isinstance(storage, LocalStorage):
+        raise Problem(404, "parts go to this hub's object storage: ask for the missing parts again")
+    incoming = await run_in_threadpool(storage.new_file)
     try:
         await _receive(request, part, incoming)
-        await run_in_threadpool(hub.blobs.keep_part, incoming, checkpoint, file, number)
+        await run_in_threadpool(storage.keep_part, incoming, checkpoint, file, number)
     finally:
         await run_in_threadpool(incoming.close)
     return answer({"number": part.number, "sha256": part.sha256})

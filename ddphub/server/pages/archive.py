@@ -2,10 +2,6 @@
 
 import zipfile
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Final
-
-_CHUNK: Final = 1024 * 1024
 
 
 class _Sent:
@@ -29,20 +25,17 @@ class _Sent:
         return taken
 
 
-def stream_zip(files: Iterable[tuple[str, Path]]) -> Iterator[bytes]:
+def stream_zip(files: Iterable[tuple[str, Iterable[bytes]]]) -> Iterator[bytes]:
     """The bytes of a ZIP of `files`, uncompressed: checkpoints hardly shrink.
 
     Args:
-        files: the name of each in the ZIP, a relative POSIX path, and where its bytes are.
-
-    Raises:
-        FileNotFoundError: a file is gone.
+        files: the name of each in the ZIP, a relative POSIX path, and its bytes; taken one after the other.
     """
     sent = _Sent()
     with zipfile.ZipFile(sent, "w", zipfile.ZIP_STORED) as archive:
-        for name, path in files:
-            with path.open("rb") as file, archive.open(zipfile.ZipInfo(name), "w", force_zip64=True) as entry:
-                while chunk := file.read(_CHUNK):
+        for name, chunks in files:
+            with archive.open(zipfile.ZipInfo(name), "w", force_zip64=True) as entry:
+                for chunk in chunks:
                     entry.write(chunk)
                     yield sent.take()
             yield sent.take()
