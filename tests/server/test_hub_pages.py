@@ -101,8 +101,8 @@ def test_the_cookie_is_signed_and_kept_from_scripts(hub):
     assert "SameSite=strict" in cookie
     assert hub.key not in cookie
     name, value = re.match("(ddphub_session_[0-9a-f]{8})=([^;]+)", cookie).groups()
-    expires, _, signature = value.partition(".")
-    forged = ["", "x", f"{int(expires) + 1}.{signature}", f"{expires}.{'0' * 64}", f"1.{signature}", f"{expires}."]
+    number, _, signature = value.partition(".")
+    forged = ["", "x", f"{'0' * 32}.{signature}", f"{number}.{'0' * 64}", f".{signature}", f"{number}.", number]
     for one in forged:
         answer = requests.get(f"{hub.url}/", headers={"cookie": f"{name}={one}"}, allow_redirects=False)
         assert answer.status_code == 303
@@ -457,7 +457,7 @@ def test_only_files_of_the_pages_are_served(hub, path):
     with requests.Session() as http:
         request = requests.Request("GET", url).prepare()
         request.url = url + path
-        assert http.send(request).status_code == 404
+        assert http.send(request).status_code == (422 if "%00" in path else 404)
 
 
 def test_a_file_by_an_old_address_is_the_newest_and_not_kept(hub):

@@ -12,6 +12,7 @@ from ddphub.events import MODEL_STATES as STATES
 from ddphub.server import model_view
 from ddphub.server.database import Database
 from ddphub.server.model_search import Wanted, find
+from ddphub.server.principal import Principal
 from ddphub.server.states import Patience
 from ddphub.server.tables import Attempt, Model
 
@@ -94,7 +95,7 @@ def test_states_that_time_brings_are_found(start_hub):
     client = V1(hub)
     client.beat()
     hub.stop()
-    database = Database(hub.data_dir / "hub.db")
+    database = Database(hub.database)
     with database.write() as session:  # one has heartbeats for an hour, and no step; so has one of HUB v1
         session.scalar(select(Model).where(Model.public_id == client.model_id)).last_seen = now + 3600
         model = session.scalar(select(Model).where(Model.public_id == runs[1].model_id))
@@ -108,7 +109,13 @@ def test_states_that_time_brings_are_found(start_hub):
                 at = {"now": now + later, "patience": Patience(up_since=up_since)}
                 summaries = model_view.summaries(session, models, at["now"], at["patience"])
                 for state in STATES:
-                    found = find(session, Wanted(states=frozenset([state])), after=None, limit=10, **at)
+                    found = find(
+                        session,
+                        Wanted(states=frozenset([state]), by=Principal.of_the_hub("test")),
+                        after=None,
+                        limit=10,
+                        **at,
+                    )
                     expected = [one["id"] for one in summaries if one["state"] == state]
                     assert [one["id"] for one in found.results] == expected, (state, later, up_since)
                     seen |= {state} if expected else set()

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends
 from fastapi.responses import Response
 
 from ddphub import __version__
-from ddphub.server.api.access import needs_key
+from ddphub.server.api.access import writes
 from ddphub.server.hub import HubDep
 from ddphub.server.problems import answer
 
@@ -16,15 +16,7 @@ if TYPE_CHECKING:
 router = APIRouter()
 
 
-@router.get("/healthz")
-def health(hub: HubDep) -> Response:
-    """Whether the hub can serve: its database answers."""
-    with hub.database.read() as session:
-        session.connection()
-    return answer({"hub": "ddphub"})
-
-
-@router.get("/v1/capabilities", dependencies=[Depends(needs_key)])
+@router.get("/v1/capabilities", dependencies=[Depends(writes)])
 async def capabilities(hub: HubDep) -> Response:
     """What a client may use here."""
     data: Capabilities = {
@@ -37,7 +29,7 @@ async def capabilities(hub: HubDep) -> Response:
     return answer(data)
 
 
-@router.post("/v1/auth", dependencies=[Depends(needs_key)])
+@router.post("/v1/auth", dependencies=[Depends(writes)])
 async def auth() -> Response:
     """Whether the key is good: a bad one does not come here."""
     return answer({})

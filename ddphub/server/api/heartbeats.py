@@ -10,7 +10,8 @@ from sqlalchemy.orm import Session
 
 from ddphub import names
 from ddphub.server import hub_v1
-from ddphub.server.api.access import api_router, find_model
+from ddphub.server.api.access import Writes, api_router, find_model
+from ddphub.server.audit import record
 from ddphub.server.body import JsonBody, parse_object
 from ddphub.server.hub import HubDep
 from ddphub.server.problems import Problem, answer
@@ -26,7 +27,7 @@ router = api_router()
 
 
 @router.post("/agent/heartbeat/models/{model_id}")
-def beat(hub: HubDep, model_id: str, body: JsonBody) -> Response:
+def beat(hub: HubDep, principal: Writes, model_id: str, body: JsonBody) -> Response:
     """Note that the run lives; tell it whether to stop."""
     request = parse_object(body)
     for field in ("agent", "agentId"):
@@ -37,7 +38,7 @@ def beat(hub: HubDep, model_id: str, body: JsonBody) -> Response:
         raise Problem(422, "attempt_id: expected 32 lower-case hex digits")
     now = time.time()
     with hub.database.write() as session:
-        model = find_model(session, model_id)
+        model = find_model(session, model_id, principal, "reporter")
         model.last_seen = now
         if request.get("attempt_id") is None:
             attempt: Attempt | None = hub_v1.report(session, model, [], now)
@@ -56,11 +57,12 @@ def _attempt(session: Session, model: Model, attempt_id: str) -> Attempt | None:
 
 
 @router.post("/models/{model_id}/stop")
-def stop(hub: HubDep, model_id: str) -> Response:
+def stop(hub: HubDep, principal: Writes, model_id: str) -> Response:
     """Ask the run to stop; it is told with its next events or heartbeat."""
     with hub.database.write() as session:
-        model = find_model(session, model_id)
+        model = find_model(session, model_id, principal, "writer")
         if model.stop_requested_at is None:
             model.stop_requested_at = time.time()
+            record(session, principal, "model.stop", model_id, name=model.name)
         requested_at = model.stop_requested_at
     return answer({"stop": True, "requested_at": requested_at})

@@ -7,17 +7,19 @@ from fastapi import Query
 from fastapi.responses import Response
 
 from ddphub.server import model_view
-from ddphub.server.api.access import Limit, api_router, find_model, needs_key_or_session
+from ddphub.server.api.access import Limit, Reads, api_router, find_model, reads
 from ddphub.server.body import INT64_MAX
 from ddphub.server.hub import HubDep
 from ddphub.server.problems import Problem, answer
 
-router = api_router(needs_key_or_session)
+router = api_router(reads)
 
 
 @router.get("/models/{model_id}/ranks")
 def read(
+    *,
     hub: HubDep,
+    principal: Reads,
     model_id: str,
     attempt: Annotated[int | None, Query(ge=1, le=INT64_MAX)] = None,
     after: Annotated[int, Query(ge=-1, le=INT64_MAX)] = -1,
@@ -25,7 +27,7 @@ def read(
 ) -> Response:
     """The ranks of an attempt, the newest by default, in order; `next` is the `after` of the next page."""
     with hub.database.read() as session:
-        model = find_model(session, model_id)
+        model = find_model(session, model_id, principal, "reader")
         found = model_view.ranks(session, model, time.time(), hub.patience, attempt=attempt)
     if found is None:
         raise Problem(404, f"the model has no attempt {attempt}")

@@ -9,7 +9,7 @@ from fastapi.responses import Response
 from sqlalchemy import select
 
 from ddphub.hubs.wire import MAX_METRIC_NAME
-from ddphub.server.api.access import Limit, api_router, find_model, needs_key_or_session
+from ddphub.server.api.access import Limit, Reads, api_router, find_model, reads
 from ddphub.server.body import INT64_MAX
 from ddphub.server.chart_lines import ChartQuery, Show, X
 from ddphub.server.charts import MAX_CHART_RANKS
@@ -18,7 +18,7 @@ from ddphub.server.hub import HubDep
 from ddphub.server.problems import Problem, answer
 from ddphub.server.tables import Series
 
-router = api_router(needs_key_or_session)
+router = api_router(reads)
 
 _RANKS: Final = re.compile(r"([0-9]{1,19})(?:-([0-9]{1,19}))?")
 
@@ -27,8 +27,10 @@ _At = Annotated[float | None, Query(allow_inf_nan=False)]
 
 @router.get("/models/{model_id}/series")
 def read_all(
+    *,
     hub: HubDep,
     request: Request,
+    principal: Reads,
     model_id: str,
     after: Annotated[str, Query(max_length=MAX_METRIC_NAME)] = "",
     limit: Limit = 1000,
@@ -36,7 +38,8 @@ def read_all(
     """The metrics by name; `next` is the `after` of the next page."""
     columns = Series.name, Series.count, Series.least, Series.greatest, Series.latest
     with hub.database.read() as session:
-        chosen = Series.model_ref == find_model(session, model_id).id, Series.name > after
+        model = find_model(session, model_id, principal, "reader")
+        chosen = Series.model_ref == model.id, Series.name > after
         rows = session.execute(select(*columns).where(*chosen).order_by(Series.name).limit(limit + 1)).mappings().all()
     results = [dict(row) for row in rows[:limit]]
     body = bytes(answer({"results": results, "next": results[-1]["name"] if len(rows) > limit else None}).body)
@@ -48,6 +51,7 @@ def chart(
     *,
     hub: HubDep,
     request: Request,
+    principal: Reads,
     model_id: str,
     name: Annotated[str, Query(min_length=1, max_length=MAX_METRIC_NAME)],
     show: Show = "rank0",
@@ -75,7 +79,7 @@ def chart(
         older=older,
     )
     with hub.database.read() as session:
-        found = hub.charts.find(session, find_model(session, model_id), query)
+        found = hub.charts.find(session, find_model(session, model_id, principal, "reader"), query)
         body = b"" if has_already(request, found.etag) else hub.charts.draw(session, found)
     return _sent(request, found.etag, body)
 

@@ -12,10 +12,12 @@ from sqlalchemy.orm import Session
 
 from ddphub.server import model_view
 from ddphub.server.hub import Hub, HubDep
+from ddphub.server.model_search import seen_by
 from ddphub.server.pages.best import better
 from ddphub.server.pages.model_parts import flat
 from ddphub.server.pages.rendering import FragmentsDep, fragment_answer, page, render
-from ddphub.server.pages.visitor import MustBeSignedIn, SignedIn, to_sign_in
+from ddphub.server.pages.visitor import SignedIn, Visitor, to_sign_in
+from ddphub.server.principal import Principal
 from ddphub.server.tables import Model, Project, Series
 
 router = APIRouter()
@@ -38,31 +40,33 @@ def chosen(models: list[str]) -> list[str]:
 def read(
     hub: HubDep,
     request: Request,
-    signed_in: SignedIn,
+    visitor: Visitor,
     fragments: FragmentsDep,
     models: _Ids = [],  # noqa: B006  # FastAPI copies it
 ) -> Response:
     """The whole page; a form's fields become one address that can be passed on."""
-    if not signed_in:
+    if visitor is None:
         return to_sign_in(request)
     ids = chosen(models)
     if len(models) > 1:
         return RedirectResponse(_address(ids), 303)
     with hub.database.read() as session:
-        rows = _models(session, ids)
+        rows = _models(session, ids, visitor)
         summaries = model_view.summaries(session, rows, time.time(), hub.patience)
         offered = session.execute(
             select(Model.public_id, Model.name, Project.name)
             .join(Project, Project.id == Model.project_ref)
-            .where(Model.deleted_at.is_(None), Model.public_id.not_in(ids))
+            .where(Model.deleted_at.is_(None), Model.public_id.not_in(ids), *seen_by(visitor))
             .order_by(Model.id.desc())
             .limit(_OFFERED)
         ).all()
+    seen = [row.public_id for row in rows]
     for summary in summaries:
         summary["without"] = _address([one for one in ids if one != summary["id"]])
-    metrics = fragments.get(("compare", *ids), lambda: _metrics(hub, ids), now=True)
+    metrics = fragments.get(("compare", *seen), lambda: _metrics(hub, seen, visitor), now=True)
     return page(
         "compare.html",
+        visitor=visitor,
         models=summaries,
         offered=offered if len(summaries) < MOST else [],
         ids=[summary["id"] for summary in summaries],
@@ -72,31 +76,35 @@ def read(
     )
 
 
-@router.get("/parts/compare", dependencies=[MustBeSignedIn])
+@router.get("/parts/compare")
 def read_metrics(
     hub: HubDep,
     request: Request,
+    visitor: SignedIn,
     fragments: FragmentsDep,
     models: _Ids = [],  # noqa: B006
 ) -> Response:
     """The metrics side by side as they are now."""
-    ids = chosen(models)
-    return fragment_answer(request, fragments.get(("compare", *ids), lambda: _metrics(hub, ids)), _EVERY_S)
+    with hub.database.read() as session:
+        seen = [row.public_id for row in _models(session, chosen(models), visitor)]
+    fragment = fragments.get(("compare", *seen), lambda: _metrics(hub, seen, visitor))
+    return fragment_answer(request, fragment, _EVERY_S)
 
 
 def _address(ids: list[str]) -> str:
     return f"/compare?models={','.join(quote(one, safe='') for one in ids)}" if ids else "/compare"
 
 
-def _models(session: Session, ids: list[str]) -> list[Model]:
-    """The models that there are of these, in their order."""
-    found = session.scalars(select(Model).where(Model.public_id.in_(ids), Model.deleted_at.is_(None)))
+def _models(session: Session, ids: list[str], visitor: Principal) -> list[Model]:
+    """The models that there are of these for the visitor, in their order."""
+    is_there = Model.public_id.in_(ids), Model.deleted_at.is_(None), *seen_by(visitor)
+    found = session.scalars(select(Model).where(*is_there))
     return sorted(found, key=lambda model: ids.index(model.public_id))
 
 
-def _metrics(hub: Hub, ids: list[str]) -> str:
+def _metrics(hub: Hub, ids: list[str], visitor: Principal) -> str:
     with hub.database.read() as session:
-        models = _models(session, ids)
+        models = _models(session, ids, visitor)
         places = {model.id: place for place, model in enumerate(models)}
         found: dict[str, list[Series | None]] = {}
         for one in session.scalars(select(Series).where(Series.model_ref.in_(places)).order_by(Series.name)):

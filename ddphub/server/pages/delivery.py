@@ -25,7 +25,7 @@ def report(session: Session, model: Model) -> dict[str, Any]:
         select(Attempt.number, Event.rank, func.count(), func.max(Event.seq))
         .join(Attempt, Attempt.id == Event.attempt_ref)
         .where(Attempt.model_ref == model.id)
-        .group_by(Event.attempt_ref, Event.rank)
+        .group_by(Event.attempt_ref, Event.rank, Attempt.number)
     ).all()
     seen = {
         (number, rank): last_seen

@@ -11,14 +11,16 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from ddphub.server.api.access import find_checkpoint, find_model
+from ddphub.server.blob_rows import blobs_of_files, project_of
 from ddphub.server.body import INT64_MAX
 from ddphub.server.hub import Hub, HubDep
 from ddphub.server.pages.archive import stream_zip
 from ddphub.server.pages.model_parts import PARTS, STREAMS, Look, View, page_values
 from ddphub.server.pages.rendering import Fragment, Fragments, FragmentsDep, fragment_answer, page, render
-from ddphub.server.pages.visitor import MustBeSignedIn, SignedIn, to_sign_in
+from ddphub.server.pages.visitor import SignedIn, Visitor, to_sign_in
+from ddphub.server.principal import Principal
 from ddphub.server.problems import Problem
-from ddphub.server.tables import CheckpointFile, Model, Project
+from ddphub.server.tables import CheckpointFile, Model
 
 router = APIRouter(prefix="/models/{model_id}")
 
@@ -50,35 +52,42 @@ ViewDep = Annotated[View, Depends(_view)]
 
 @router.get("")
 def read(
-    *, hub: HubDep, fragments: FragmentsDep, request: Request, signed_in: SignedIn, model_id: str, view: ViewDep
+    *, hub: HubDep, fragments: FragmentsDep, request: Request, visitor: Visitor, model_id: str, view: ViewDep
 ) -> Response:
     """The whole page."""
-    if not signed_in:
+    if visitor is None:
         return to_sign_in(request)
     with hub.database.read() as session:
         try:
-            model = find_model(session, model_id)
+            model = find_model(session, model_id, visitor, "reader")
         except Problem:
-            return page("missing.html", 404)
+            return page("missing.html", 404, visitor=visitor)
         parts = {
-            name: _fragment(hub, fragments, session, model=model, name=name, view=view, now=True)
+            name: _fragment(hub, fragments, session, model=model, name=name, view=view, visitor=visitor, now=True)
             for name, part in PARTS.items()
             if not part.when_opened
         }
         values = page_values(Look(session, model, view, hub.patience))
-    return page("model.html", model_id=model_id, view=view, parts=parts, streams=STREAMS, **values)
+    return page("model.html", visitor=visitor, model_id=model_id, view=view, parts=parts, streams=STREAMS, **values)
 
 
-@router.get("/parts/{name}", dependencies=[MustBeSignedIn])
+@router.get("/parts/{name}")
 def read_part(
-    *, hub: HubDep, fragments: FragmentsDep, request: Request, model_id: str, name: str, view: ViewDep
+    *,
+    hub: HubDep,
+    fragments: FragmentsDep,
+    request: Request,
+    visitor: SignedIn,
+    model_id: str,
+    name: str,
+    view: ViewDep,
 ) -> Response:
     """One part of the page as it is now."""
     if name not in PARTS:
         raise Problem(404, "a model's page has no such part")
     with hub.database.read() as session:
-        model = find_model(session, model_id)
-        fragment = _fragment(hub, fragments, session, model=model, name=name, view=view)
+        model = find_model(session, model_id, visitor, "reader")
+        fragment = _fragment(hub, fragments, session, model=model, name=name, view=view, visitor=visitor)
     every_s = PARTS[name].every_s
     if len(fragment.html) > PARTS[name].large:
         every_s *= 2.5
@@ -88,37 +97,46 @@ def read_part(
 
 
 def _fragment(
-    hub: Hub, fragments: Fragments, session: Session, *, model: Model, name: str, view: View, now: bool = False
+    hub: Hub,
+    fragments: Fragments,
+    session: Session,
+    *,
+    model: Model,
+    name: str,
+    view: View,
+    visitor: Principal,
+    now: bool = False,
 ) -> Fragment:
     part = PARTS[name]
     look = Look(session, model, view, hub.patience)
+    may = {role: visitor.may(role, model.project_ref) for role in part.roles}
 
     def make() -> str:
-        return render(f"parts/{name}.html", {"model_id": model.public_id, "view": view, **part.values(look)})
+        return render(
+            f"parts/{name}.html", {"model_id": model.public_id, "view": view, "may": may, **part.values(look)}
+        )
 
-    # Only what this part looks at: another filter elsewhere on the page is no other fragment.
-    key = (model.public_id, name, *(getattr(view, field) for field in part.view))
+    # Only what this part looks at: another filter elsewhere on the page is no other fragment, nor another visitor.
+    key = (model.public_id, name, *may.values(), *(getattr(view, field) for field in part.view))
     facts = None if part.facts is None else partial(part.facts, look)
     return fragments.get(key, make, facts, now=now)
 
 
 @router.get("/checkpoints/{checkpoint_id}/archive")
-def download(hub: HubDep, request: Request, signed_in: SignedIn, model_id: str, checkpoint_id: str) -> Response:
+def download(hub: HubDep, request: Request, visitor: Visitor, model_id: str, checkpoint_id: str) -> Response:
     """All files of a committed checkpoint as one ZIP."""
-    if not signed_in:
+    if visitor is None:
         return to_sign_in(request)
     with hub.database.read() as session:
-        checkpoint = find_checkpoint(session, model_id, checkpoint_id)
+        checkpoint = find_checkpoint(session, model_id, checkpoint_id, visitor, "reader")
         if checkpoint.committed_at is None:
             raise Problem(404, "the model has no committed checkpoint with this id")
         files = session.scalars(
             select(CheckpointFile).where(CheckpointFile.checkpoint_ref == checkpoint.id).order_by(CheckpointFile.number)
         ).all()
-        project = session.scalars(
-            select(Project).join(Model, Model.project_ref == Project.id).where(Model.id == checkpoint.model_ref)
-        ).one()
-    paths = [(file.name, hub.blobs.path(project.public_id, file.sha256)) for file in files]
-    if not all(path.exists() for _, path in paths):
+        blobs = blobs_of_files(session, project_of(session, checkpoint), files)
+    if len(hub.storage.held(blobs)) < len({blob.sha256 for blob in blobs}):
         raise Problem(404, "the checkpoint was deleted")
+    contents = ((file.name, hub.storage.read(blob)) for file, blob in zip(files, blobs, strict=True))
     headers = {"content-disposition": f'attachment; filename="{checkpoint.public_id}.zip"'}
-    return StreamingResponse(stream_zip(paths), headers=headers, media_type="application/zip")
+    return StreamingResponse(stream_zip(contents), headers=headers, media_type="application/zip")

@@ -17,6 +17,7 @@ from ddphub.server.labels import tags_of
 from ddphub.server.pages import delivery, log_tail, rank_table
 from ddphub.server.pages.best import better
 from ddphub.server.pages.time_line import WIDTH, time_line
+from ddphub.server.principal import Role
 from ddphub.server.reasons import of_end
 from ddphub.server.states import Patience
 from ddphub.server.tables import Checkpoint, LatestMetric, Model, Series
@@ -77,6 +78,7 @@ class Part:
         values: what its template needs.
         facts: what tells whether it has changed, where that is cheaper to know; never None.
         view: the fields of the view that it depends on.
+        roles: what it has buttons for that only who has such a role may press; `may` tells its template.
         every_s: seconds after which an open page asks again.
         large: characters of HTML from which on it asks less often.
         when_opened: it is not in the page, which asks for it when its visitor opens it.
@@ -85,6 +87,7 @@ class Part:
     values: Callable[[Look], dict[str, Any]]
     facts: Callable[[Look], Hashable] | None = None
     view: tuple[str, ...] = ()
+    roles: tuple[Role, ...] = ()
     every_s: float = 2.0
     large: int = 20_000
     when_opened: bool = False
@@ -185,14 +188,16 @@ def _delivery_facts(look: Look) -> Hashable:
 
 
 PARTS: Final = {
-    "status": Part(values=_status),
+    "status": Part(values=_status, roles=("writer",)),
     "tiles": Part(values=_tiles),
     "ranks": Part(values=_rank_rows, view=("ranks_from",)),
-    "checkpoints": Part(values=_checkpoints, facts=_checkpoint_facts, view=("checkpoints_from",), every_s=3),
+    "checkpoints": Part(
+        values=_checkpoints, facts=_checkpoint_facts, view=("checkpoints_from",), roles=("admin",), every_s=3
+    ),
     "attempts": Part(values=_attempts, every_s=5),
     "log": Part(values=_log, facts=_log_facts, view=("log_rank", "log_stream"), large=10**6),
     "summary": Part(values=_summary, every_s=3),
-    "labels": Part(values=_labels, every_s=5),
+    "labels": Part(values=_labels, roles=("writer",), every_s=5),
     "delivery": Part(values=_delivery, facts=_delivery_facts, every_s=15, when_opened=True),
 }
 """The parts of a model's page: each has a template of its name in `parts`."""

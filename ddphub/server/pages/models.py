@@ -18,7 +18,8 @@ from ddphub.server.hub import Hub, HubDep
 from ddphub.server.pages.best import best
 from ddphub.server.pages.rendering import Fragment, Fragments, FragmentsDep, fragment_answer, page, render
 from ddphub.server.pages.spark import HEIGHT, WIDTH, spark
-from ddphub.server.pages.visitor import MustBeSignedIn, SignedIn, to_sign_in
+from ddphub.server.pages.visitor import SignedIn, Visitor, to_sign_in
+from ddphub.server.principal import Principal
 from ddphub.server.problems import Problem
 from ddphub.server.tables import Model, Project, Series
 
@@ -65,26 +66,30 @@ _FiltersDep = Annotated[Filters, Depends(_filters)]
 
 
 @router.get("/")
-def read(hub: HubDep, fragments: FragmentsDep, request: Request, signed_in: SignedIn, filters: _FiltersDep) -> Response:
+def read(hub: HubDep, fragments: FragmentsDep, request: Request, visitor: Visitor, filters: _FiltersDep) -> Response:
     """The whole page."""
-    if not signed_in:
+    if visitor is None:
         return to_sign_in(request)
     with hub.database.read() as session:
+        is_there = Model.deleted_at.is_(None), *model_search.seen_by(visitor)
         projects = session.scalars(
             select(Project.name)
-            .where(select(Model.id).where(Model.project_ref == Project.id, Model.deleted_at.is_(None)).exists())
+            .where(select(Model.id).where(Model.project_ref == Project.id, *is_there).exists())
             .order_by(Project.name)
         ).all()
-        tags = labels.all_tags(session)
-        rows = _rows(hub, fragments, session, filters, _address(request), now=True)
-    return page("models.html", filters=filters, projects=projects, tags=tags, states=MODEL_STATES, rows=rows)
+        tags = labels.all_tags(session, *is_there)
+        rows = _rows(hub, fragments, session, visitor=visitor, filters=filters, hub_url=_address(request), now=True)
+    values: dict[str, Any] = {"projects": projects, "tags": tags, "states": MODEL_STATES, "rows": rows}
+    return page("models.html", visitor=visitor, filters=filters, **values)
 
 
-@router.get("/parts/models", dependencies=[MustBeSignedIn])
-def read_rows(hub: HubDep, fragments: FragmentsDep, request: Request, filters: _FiltersDep) -> Response:
+@router.get("/parts/models")
+def read_rows(
+    hub: HubDep, fragments: FragmentsDep, request: Request, visitor: SignedIn, filters: _FiltersDep
+) -> Response:
     """The list as it is now."""
     with hub.database.read() as session:
-        rows = _rows(hub, fragments, session, filters, _address(request))
+        rows = _rows(hub, fragments, session, visitor=visitor, filters=filters, hub_url=_address(request))
     return fragment_answer(request, rows, _EVERY_S)
 
 
@@ -96,18 +101,21 @@ def _rows(
     hub: Hub,
     fragments: Fragments,
     session: Session,
+    *,
+    visitor: Principal,
     filters: Filters,
     hub_url: str,
-    *,
     now: bool = False,
 ) -> Fragment:
     def make() -> str:
-        return render("parts/models.html", {"filters": filters, "hub_url": hub_url, **_found(hub, session, filters)})
+        return render(
+            "parts/models.html", {"filters": filters, "hub_url": hub_url, **_found(hub, session, visitor, filters)}
+        )
 
-    return fragments.get(("models", filters, hub_url), make, now=now)
+    return fragments.get(("models", filters, hub_url, visitor.visible, visitor.only_run), make, now=now)
 
 
-def _found(hub: Hub, session: Session, filters: Filters) -> dict[str, Any]:
+def _found(hub: Hub, session: Session, visitor: Principal, filters: Filters) -> dict[str, Any]:
     found = model_search.Page(results=[], total=0, last=None)
     if not filters.state or filters.state in MODEL_STATES:
         wanted = model_search.Wanted(
@@ -115,11 +123,12 @@ def _found(hub: Hub, session: Session, filters: Filters) -> dict[str, Any]:
             states=frozenset({filters.state} if filters.state else ()),
             tags=frozenset({filters.tag} if filters.tag else ()),
             words=filters.search or None,
+            by=visitor,
         )
         found = model_search.find(
             session,
             wanted,
-            after=_last_of_the_page_before(session, filters.after),
+            after=_last_of_the_page_before(session, visitor, filters.after),
             limit=MODELS,
             now=time.time(),
             patience=hub.patience,
@@ -133,9 +142,9 @@ def _found(hub: Hub, session: Session, filters: Filters) -> dict[str, Any]:
     }
 
 
-def _last_of_the_page_before(session: Session, model_id: str) -> Model | None:
+def _last_of_the_page_before(session: Session, visitor: Principal, model_id: str) -> Model | None:
     try:
-        return find_model(session, model_id) if model_id else None
+        return find_model(session, model_id, visitor, "reader") if model_id else None
     except Problem:
         return None  # it was deleted meanwhile: begin at the top
 

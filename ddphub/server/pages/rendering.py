@@ -61,9 +61,9 @@ def page(name: str, status: int = 200, **values: Any) -> HTMLResponse:  # noqa: 
     Args:
         name: the template.
         status: the HTTP status.
-        values: what the template needs.
+        values: what the template needs; `visitor` is who looks at it.
     """
-    html = templates.get_template(name).render(values, now=time.time())
+    html = templates.get_template(name).render({"visitor": None, **values}, now=time.time())
     return HTMLResponse(html, status, _HEADERS)
 
 

@@ -4,11 +4,14 @@ from typing import Final
 from urllib.parse import quote
 
 from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import RedirectResponse, Response
 
-from ddphub.server.hub import HubDep
+from ddphub.server.auth import by_key
+from ddphub.server.hub import Hub, HubDep
 from ddphub.server.pages.rendering import page
-from ddphub.server.pages.visitor import FromAPage, read_form, safe_next
+from ddphub.server.pages.visitor import FromAPage, Visitor, read_form, safe_next
+from ddphub.server.problems import Problem
 
 router = APIRouter()
 
@@ -18,7 +21,8 @@ _MAX_FORM: Final = 4096
 @router.get("/sign-in")
 async def show(*, wrong: bool = False, next: str = "/") -> Response:  # noqa: A002  # the name people know it by
     """The form that asks for the API key; `next` is the page to go to then."""
-    return page("sign_in.html", wrong=wrong, next=safe_next(next))
+    told = "The hub does not know this API key, or takes it no longer." if wrong else ""
+    return page("sign_in.html", wrong=told, next=safe_next(next))
 
 
 @router.post("/sign-in", dependencies=[FromAPage])
@@ -26,13 +30,24 @@ async def sign_in(hub: HubDep, request: Request) -> Response:
     """Exchange the API key for a session cookie."""
     form = await read_form(request, _MAX_FORM)
     place = safe_next(form.get("next", "/"))
-    cookie = hub.keys.new_session(form.get("key", "").strip())
-    if cookie is None:
+    return await run_in_threadpool(_sign_in, hub, request, form.get("key", "").strip(), place)
+
+
+def _sign_in(hub: Hub, request: Request, key: str, place: str) -> Response:
+    try:
+        cookie = hub.sessions.begin(by_key(hub, request, key))
+    except Problem as problem:
+        if problem.status == 429:
+            waits = page("sign_in.html", 429, wrong=f"{problem.detail[:1].upper()}{problem.detail[1:]}.", next=place)
+            waits.headers.update(problem.headers or {})
+            return waits
+        if problem.status != 401:
+            raise
         again = "" if place == "/" else f"&next={quote(place, safe='')}"
         return RedirectResponse(f"/sign-in?wrong=true{again}", 303)
     response = RedirectResponse(place, 303)
     response.set_cookie(
-        hub.keys.cookie,
+        hub.sessions.cookie,
         cookie,
         max_age=hub.settings.session_lifetime_s,
         httponly=True,
@@ -43,8 +58,10 @@ async def sign_in(hub: HubDep, request: Request) -> Response:
 
 
 @router.post("/sign-out", dependencies=[FromAPage])
-async def sign_out(hub: HubDep) -> Response:
-    """Take the cookie back."""
+def sign_out(hub: HubDep, request: Request, visitor: Visitor) -> Response:
+    """End the session, and take the cookie back."""
+    if visitor is not None:
+        hub.sessions.end(request.cookies[hub.sessions.cookie], visitor)
     response = RedirectResponse("/sign-in", 303)
-    response.delete_cookie(hub.keys.cookie, httponly=True, samesite="strict")
+    response.delete_cookie(hub.sessions.cookie, httponly=True, samesite="strict")
     return response

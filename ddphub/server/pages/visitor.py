@@ -7,28 +7,31 @@ from fastapi import Request
 from fastapi.params import Depends
 from fastapi.responses import RedirectResponse, Response
 
+from ddphub.server.auth import by_cookie
 from ddphub.server.body import read_bounded
 from ddphub.server.hub import HubDep
+from ddphub.server.principal import Principal
 from ddphub.server.problems import Problem
 
 MAX_FORM: Final = 256 * 1024
 
 
-async def _signed_in(request: Request, hub: HubDep) -> bool:
-    return hub.keys.accepts_session(request.cookies.get(hub.keys.cookie, ""))
+def _visitor(request: Request, hub: HubDep) -> Principal | None:
+    return by_cookie(hub, request)
 
 
-SignedIn = Annotated[bool, Depends(_signed_in)]
-"""A page's parameter: whether its visitor gave the key."""
+Visitor = Annotated[Principal | None, Depends(_visitor)]
+"""A page's parameter: who looks at it; None for who has not signed in."""
 
 
-async def _must_be_signed_in(request: Request, hub: HubDep) -> None:
-    if not hub.keys.accepts_session(request.cookies.get(hub.keys.cookie, "")):
+def _must_be_signed_in(visitor: Visitor) -> Principal:
+    if visitor is None:
         raise Problem(401, "sign in to see this page")
+    return visitor
 
 
-MustBeSignedIn = Depends(_must_be_signed_in)
-"""A dependency of fragments: 401, by which an open page knows that it must lead to the form."""
+SignedIn = Annotated[Principal, Depends(_must_be_signed_in)]
+"""A fragment's or a form's parameter: who asks. Others get 401, by which an open page knows where it must lead."""
 
 
 def to_sign_in(request: Request) -> Response:
@@ -66,13 +69,16 @@ async def read_form(request: Request, limit: int = MAX_FORM) -> dict[str, str]:
     """The fields of an urlencoded form; of a field that is there twice the last.
 
     Raises:
-        Problem: 413 when it has more than `limit` bytes, 400 when it has too many fields.
+        Problem: 413 when it has more than `limit` bytes, 400 when it has too many fields, 422 when it holds NUL.
     """
     text = (await read_bounded(request, limit)).decode("utf-8", "replace")
     try:
-        return dict(parse_qsl(text, keep_blank_values=True, max_num_fields=100))
+        form = dict(parse_qsl(text, keep_blank_values=True, max_num_fields=100))
     except ValueError as error:
         raise Problem(400, "the form has too many fields") from error
+    if any("\0" in part for field in form.items() for part in field):
+        raise Problem(422, "the form must not contain NUL")
+    return form
 
 
 async def _form(request: Request) -> dict[str, str]:
