@@ -5,6 +5,7 @@ DdphubError
 ├── SettingsError (ValueError)    a setting is wrong; raised by `init`, before training
 ├── StagingError                  a checkpoint could not be staged; reported, never raised into the loop
 ├── JournalError                  a file of the run directory does not say what it should
+├── BackupError                   a backup of a hub cannot be made, read or restored
 └── HubError                      a request to the hub did not succeed; raised to Delivery only
     ├── HubUnavailable            try again later: connection, timeout, 5xx, 429, an answer that is no answer
     ├── HubUnauthorized           the hub does not know the key (401, 403)
@@ -38,6 +39,10 @@ class StagingError(DdphubError):
 
 class JournalError(DdphubError):
     """A file of the run directory does not say what it should."""
+
+
+class BackupError(DdphubError):
+    """A backup of a hub cannot be made, read or restored: says why and what to do."""
 
 
 class HubError(DdphubError):
