@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from ddphub import models_cli
+from ddphub import hub_cli, models_cli
 from ddphub.address import HubAddress, check_url
 from ddphub.config import DEFAULT_DIR, Credentials
 from ddphub.errors import DdphubError, HubError, HubUnavailable, JournalError, SettingsError
@@ -31,6 +31,7 @@ app = typer.Typer(
     help="Reports distributed PyTorch jobs to a model hub: one run, every rank, each checkpoint exactly once.",
 )
 app.add_typer(models_cli.app, name="models")
+app.add_typer(hub_cli.app, name="hub")
 
 Directories = Annotated[
     list[Path] | None,
@@ -65,14 +66,91 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; loopback unless told otherwise.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8765,
     data: Annotated[Path, typer.Option(help="Folder for the database and the checkpoints.")] = Path("ddphub-data"),
+    database_url: Annotated[
+        str | None,
+        typer.Option(
+            help="Keep the database in PostgreSQL: postgresql://USER@HOST/DATABASE. A password goes into "
+            "DDPHUB_DATABASE_URL, PGPASSWORD or PGPASSFILE.",
+            show_default="SQLite in the data folder",
+        ),
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="Keep checkpoints in an object storage: s3://BUCKET/PREFIX?endpoint=https://HOST&region=NAME. "
+            "Credentials come from the environment or the AWS configuration.",
+            show_default="the data folder",
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(help="Serve https with this certificate (PEM); SIGHUP loads it anew.", show_default="http"),
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(help="Its key (PEM, no passphrase), which others may not read.", show_default=False)
+    ] = None,
+    trusted_proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Address or network of a proxy whose X-Forwarded-For, -Proto and -Host are believed; several times.",
+            show_default="none",
+        ),
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes that serve; more than one needs PostgreSQL.")] = 1,
+    log_format: Annotated[str, typer.Option(help="text, or json for programs: a line an event, on stderr.")] = "text",
+    log_level: Annotated[
+        str | None,
+        typer.Option(help="debug, info (every request), warning or error.", show_default="info; warning on a terminal"),
+    ] = None,
+    metrics_open: Annotated[
+        bool, typer.Option("--metrics-open", help="Answer /metrics without a key; else it needs one that reads all.")
+    ] = False,
+    rate_limit: Annotated[
+        float, typer.Option(help="Requests a second of one key, or of one address without a key; 0: any number.")
+    ] = 1000.0,
+    max_requests: Annotated[int, typer.Option(help="Requests in progress, of each worker; more get 503.")] = 500,
+    max_connections: Annotated[int, typer.Option(help="Connections of each worker; more get 503.")] = 10_000,
+    receive_s: Annotated[float, typer.Option(help="Seconds for a request to arrive; a long body gets more.")] = 30.0,
+    shutdown_s: Annotated[int, typer.Option(help="Seconds that requests in progress have at the end.")] = 5,
+    new_admin_key: Annotated[
+        bool, typer.Option("--new-admin-key", help="Make and print one more key that can do everything.")
+    ] = False,
+    drain_s: Annotated[
+        float, typer.Option(help="Seconds to serve on after SIGTERM, while /readyz tells a load balancer to leave.")
+    ] = 0.0,
 ) -> None:
     """Run a hub. Its key is DDPHUB_API_KEY, or one that it makes at the first start and prints once."""
     try:
         from ddphub.server import ServerSettings  # noqa: PLC0415  # the server extra may not be installed
         from ddphub.server import serve as serve_hub  # noqa: PLC0415
+        from ddphub.server.settings import given_database_url  # noqa: PLC0415
     except ModuleNotFoundError as error:
         _fail(f"the hub needs the server extra ({error.name} is missing): pip install 'ddphub[server]'", 2)
-    serve_hub(ServerSettings(host=host, port=port, data=data, api_key=os.environ.get("DDPHUB_API_KEY")))
+    serve_hub(
+        ServerSettings(
+            host=host,
+            port=port,
+            data=data,
+            database_url=given_database_url(database_url, os.environ),
+            storage=storage,
+            api_key=os.environ.get("DDPHUB_API_KEY"),
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            trusted_proxies=tuple(trusted_proxy or ()),
+            workers=workers,
+            log_format=log_format,
+            # Who starts a hub by hand should not lose the key that it says under a line for each request.
+            log_level=log_level or ("warning" if sys.stderr.isatty() else "info"),
+            metrics_open=metrics_open,
+            rate_limit=rate_limit,
+            max_requests=max_requests,
+            max_connections=max_connections,
+            receive_s=receive_s,
+            shutdown_s=shutdown_s,
+            drain_s=drain_s,
+            new_admin_key=new_admin_key,
+        )
+    )
 
 
 @app.command()

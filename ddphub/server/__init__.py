@@ -4,8 +4,9 @@
 serving ── app ── api/, pages/         requests and answers
             └──── hub                  the parts, wired
                    ├── database        tables, migrations/
-                   ├── directory       blobs: parts and files of checkpoints
+                   ├── storage/        bytes of checkpoints: in the data directory, or in an object storage
                    ├── commits         a checkpoint from its first request to its commit
+                   │                   (arrivals: what came of it; leases: who checks it; leftovers: what nothing needs)
                    ├── uploads         a checkpoint that comes whole in one request (HUB v1)
                    └── auth, signing   keys, signed URLs, browser sessions
 ```

@@ -16,15 +16,25 @@ from ddphub.server.api import (
     checkpoints,
     downloads,
     events,
+    health,
     heartbeats,
     hub_v1,
     models,
     parts,
+    people,
+    projects,
     ranks,
     series,
 )
+from ddphub.server.body import WithoutNul
 from ddphub.server.hub import Hub
+from ddphub.server.limits import Limits
+from ddphub.server.openapi import document
 from ddphub.server.pages import routes as pages
+from ddphub.server.pages.problem_page import problem_page
+from ddphub.server.proxies import TrustedProxies
+from ddphub.server.request_log import RequestLog
+from ddphub.server.upkeep import Upkeep
 
 _HEADERS: Final = {
     "content-security-policy": "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
@@ -40,9 +50,12 @@ def create_app(hub: Hub) -> ASGIApp:
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        upkeep = Upkeep(hub)
+        upkeep.start()
         try:
             yield
         finally:
+            await asyncio.to_thread(upkeep.close)
             await asyncio.to_thread(hub.close)
 
     # The generated documentation pages load their scripts from a CDN.
@@ -54,6 +67,7 @@ def create_app(hub: Hub) -> ASGIApp:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        dependencies=[WithoutNul],
     )
     app.state.hub = hub
     for module in (
@@ -62,20 +76,26 @@ def create_app(hub: Hub) -> ASGIApp:
         ranks,
         events,
         series,
+        health,
         heartbeats,
+        people,
+        projects,
         hub_v1,
         checkpoints,
         parts,
         downloads,
-        pages,
+        document,
     ):
         app.include_router(module.router)
+    app.include_router(pages.router, include_in_schema=False)
     for module in (models, checkpoints):
         app.include_router(module.reading_router)
     app.include_router(downloads.signed_router)
-    problems.install(app)
-    # Around everything: an answer to an unexpected error is made outside of middleware.
-    return _SecurityHeaders(app)
+    problems.install(app, problem_page)
+    # Around everything: an answer to an unexpected error is made outside of the application's own middleware.
+    settings = hub.settings
+    limited = Limits(app, hub.meters, rate=settings.rate_limit, max_requests=settings.max_requests)
+    return TrustedProxies(RequestLog(_SecurityHeaders(limited), hub.meters), settings.trusted_proxies)
 
 
 class _SecurityHeaders:

@@ -17,6 +17,15 @@ MAX_DEPTH: Final = 16
 _UNSTORABLE: Final = re.compile("[\x00\ud800-\udfff]")
 
 
+async def _without_nul(request: Request) -> None:
+    if "\0" in request.url.path or b"%00" in request.scope["query_string"]:
+        raise Problem(422, "the address must not contain NUL")
+
+
+WithoutNul = Depends(_without_nul)
+"""A dependency of all routes: 422 for an address with NUL, which no text of a database can hold."""
+
+
 async def read_bounded(request: Request, limit: int) -> bytes:
     """The whole body.
 

@@ -1,22 +1,49 @@
-"""Running the hub as a process: its socket, its first key, the line that says it is ready."""
+"""Running the hub as a process: its socket, its first key, the line that says it is ready, and its end.
 
-import contextlib
+On SIGTERM or SIGINT the hub says at /readyz that it will stop, serves on for `drain_s`, takes no new connections, lets
+requests in progress end for `shutdown_s`, answers 503 to the others, and ends with exit code 0. On SIGHUP it loads its
+certificate anew.
+"""
+
+import asyncio
+import functools
+import logging
+import resource
+import signal
 import socket
 import sys
-from typing import Final
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Final, cast
 
 import uvicorn
 
 from ddphub.errors import SettingsError
+from ddphub.server import tls
 from ddphub.server.app import create_app
-from ddphub.server.auth import new_key
+from ddphub.server.connections import HubConnection
 from ddphub.server.hub import Hub
+from ddphub.server.keys import new_key
+from ddphub.server.logs import HubLog
 from ddphub.server.settings import ServerSettings
+from ddphub.server.workers import Workers
 
 KEEP_ALIVE_S: Final = 75
 """Longer than clients pause between two requests, so that a connection is not closed under the next one."""
 
 _ANY: Final = ("0.0.0.0", "::", "*")  # noqa: S104  # compared with, not bound to
+_FILES: Final = 256
+"""Descriptors that a process needs beside those of its connections."""
+
+_AT_ONCE: Final = 8
+_WAITING: Final = 2048
+"""Connections that the system keeps until they are taken."""
+
+_LOOK_EVERY: Final = 50
+"""Ticks of a tenth of a second between two looks at the gauges."""
+
+_log = logging.getLogger(__name__)
 
 
 def serve(settings: ServerSettings) -> None:
@@ -27,39 +54,119 @@ def serve(settings: ServerSettings) -> None:
     Raises:
         SettingsError: when the data directory cannot be used or the address cannot be listened on.
     """
-    listener = _listen(settings)
-    try:
-        hub = Hub.open(settings)
-    except BaseException:
-        listener.close()
-        raise
-    url = _url(settings.host, listener)
-    if not hub.keys:
-        _make_key(hub, url)
+    with HubLog(settings.log_format, settings.log_level):
+        listener = _listen(settings)
+        try:
+            hub = Hub.open(settings)
+        except BaseException:
+            listener.close()
+            raise
+        url = _url(settings, listener)
+        if settings.new_admin_key or not hub.keys:
+            _make_key(hub, url)
+        say_ready = functools.partial(_say, f"ddphub hub on {url}")
+        if settings.workers == 1:
+            serve_hub(hub, listener, say_ready)
+            return
+        try:
+            # What it has open is no worker's.
+            hub.database.close()
+            Workers(settings, listener, hub.directory.lock_file, say_ready).run()
+        finally:
+            hub.close()
+
+
+def serve_hub(hub: Hub, listener: socket.socket, say_ready: Callable[[], None]) -> None:
+    """Serve a hub on a socket until a signal says to stop."""
+    settings = hub.settings
+    protocol = functools.partial(
+        HubConnection,
+        meters=hub.meters,
+        receive_s=settings.receive_s,
+        max_connections=_connections(settings.max_connections),
+    )
     config = uvicorn.Config(
         create_app(hub),
+        http=cast("Any", protocol),
+        ws="none",
+        log_config=None,
         access_log=False,  # its lines hold signed URLs
-        log_level="warning",
+        proxy_headers=False,  # it trusts whatever comes from 127.0.0.1
         lifespan="on",
         server_header=False,
+        # So many does asyncio take at once: where there are workers, each gets its share of many that come together.
+        backlog=_AT_ONCE,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=settings.shutdown_s,
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
     )
-    with contextlib.suppress(KeyboardInterrupt):
-        _Server(config, url).run(sockets=[listener])
+    HubServer(config, hub, say_ready).run(sockets=[listener])
 
 
-class _Server(uvicorn.Server):
-    """Says on stdout that it serves."""
+class HubServer(uvicorn.Server):
+    """Says when it serves, and ends as the module's text says.
 
-    def __init__(self, config: uvicorn.Config, url: str) -> None:
+    Args:
+        config: uvicorn's.
+        hub: what it serves.
+        say_ready: called once it serves.
+    """
+
+    def __init__(self, config: uvicorn.Config, hub: Hub, say_ready: Callable[[], None]) -> None:
         super().__init__(config)
-        self._url = url
+        self._hub = hub
+        self._say_ready = say_ready
+        self._stop_at: float | None = None
+        hub.meters.watch("ddphub_connections", "Connections of clients.", self.server_state.connections.__len__)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to serve."""
         await super().startup(sockets)
-        if not self.should_exit:
-            _say(f"ddphub hub on {self._url}")
+        for listener in sockets or ():
+            listener.listen(_WAITING)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
+        if self._stop_at is None:
+            self._say_ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  # uvicorn's own
+        """Begin to stop; a second SIGINT, which a person sends, waits for nothing."""
+        # uvicorn's own raises the signal again at the end, so that a stop that was asked for would look like a crash.
+        if self._stop_at is None:
+            self._hub.readiness.is_stopping = True
+            self._stop_at = time.monotonic() + self._hub.settings.drain_s
+        elif sig == signal.SIGINT:
+            self.should_exit = self.force_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: whether to stop now."""
+        if counter % _LOOK_EVERY == 0:
+            self._hub.meters.look()
+        is_time = self._stop_at is not None and time.monotonic() >= self._stop_at
+        return await super().on_tick(counter) or is_time
+
+    def _reload(self) -> None:
+        settings = self._hub.settings
+        if self.config.ssl is None or settings.tls_cert is None or settings.tls_key is None:
+            return
+        if (wrong := tls.wrong_certificate(settings.tls_cert, settings.tls_key)) is not None:
+            _log.error("the certificate is not loaded anew, the one before stays: %s: %s", wrong[1], wrong[2])
+            return
+        tls.load(self.config.ssl, settings.tls_cert, settings.tls_key)
+        _log.info("the certificate was loaded anew")
+
+
+def _connections(wanted: int) -> int:
+    """How many connections there may be: no more than the system lets this process have files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = wanted + _FILES
+    if soft == resource.RLIM_INFINITY or soft >= files:
+        return wanted
+    most = files if hard == resource.RLIM_INFINITY else min(files, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if most < files:
+        _log.warning("the system lets this process have %d files: it takes %d connections", most, most - _FILES)
+    return max(1, most - _FILES)
 
 
 def _listen(settings: ServerSettings) -> socket.socket:
@@ -77,10 +184,11 @@ def _listen(settings: ServerSettings) -> socket.socket:
     return listener
 
 
-def _url(host: str, listener: socket.socket) -> str:
+def _url(settings: ServerSettings, listener: socket.socket) -> str:
     # Nobody can connect to "any address": say a name that other machines may know.
-    name = socket.gethostname() if host in _ANY else host
-    return f"http://{f'[{name}]' if ':' in name else name}:{listener.getsockname()[1]}"
+    name = socket.gethostname() if settings.host in _ANY else settings.host
+    scheme = "http" if settings.tls_cert is None else "https"
+    return f"{scheme}://{f'[{name}]' if ':' in name else name}:{listener.getsockname()[1]}"
 
 
 def _make_key(hub: Hub, url: str) -> None:
