@@ -42,7 +42,12 @@ def programs():
     return re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
-@pytest.mark.parametrize("command", [command for command in commands() if command.startswith("ddphub ")])
+HUB_COMMANDS = [command for command in commands() if command.startswith("ddphub hub ")]
+
+
+@pytest.mark.parametrize(
+    "command", [one for one in commands() if one.startswith("ddphub ") and one not in HUB_COMMANDS]
+)
 def test_each_command_of_the_readme_runs(command, tmp_path, own_hub):
     """In a folder with a run that waits, with the hub's URL and key in the environment."""
     place = tmp_path / "place"
@@ -61,6 +66,17 @@ def test_each_command_of_the_readme_runs(command, tmp_path, own_hub):
     with subprocess.Popen(program, stdout=subprocess.PIPE, text=True, cwd=place) as process:
         assert any(line.startswith("ddphub hub on http://127.0.0.1:") for line in process.stdout)
         process.terminate()
+
+
+def test_the_readme_s_commands_for_a_team_run(tmp_path, own_hub):
+    """In their order: the user and the projects that some make are there for the next."""
+    places = {"./hub": str(own_hub.data_dir), "./backups": str(tmp_path / "backups")}
+    said = [
+        command_line(*(places.get(part, part) for part in command.split()[1:]), hub=own_hub).stdout
+        for command in HUB_COMMANDS
+    ]
+    assert [len(said[number].strip()) for number in (1, 2)] == [42, 42]
+    assert len(list((tmp_path / "backups").glob("*/manifest.json"))) == 1
 
 
 def test_no_command_of_the_readme_is_forgotten():
