@@ -225,7 +225,8 @@ def _wrong(row: Any, now: float) -> str | None:  # noqa: ANN401  # of _HOLDER
 def _principal(rows: Sequence[Any]) -> Principal:
     row = rows[0]
     return Principal(
-        who=row.name if row.user_ref is None else row.user_name,
+        # Who makes a key of nobody chooses its name, which may be a person's: that is not who it was.
+        who=f"key {row.name}" if row.user_ref is None else row.user_name,
         role=row.role,
         key_id=row.public_id,
         project=row.project_ref,

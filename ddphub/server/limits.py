@@ -4,12 +4,13 @@ import hashlib
 import ipaddress
 import math
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from typing import Final
 
-from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ddphub.server.auth import sent_key
 from ddphub.server.meters import Meters
 from ddphub.server.problems import Problem, problem_answer
 
@@ -31,7 +32,7 @@ class Limits:
         app: what answers.
         meters: counts what is refused.
         rate: requests a second of one client; 0 for no limit.
-        max_requests: requests in progress.
+        max_requests: requests in progress; half of them of one key, as a body may be sent slowly.
     """
 
     def __init__(self, app: ASGIApp, meters: Meters, *, rate: float, max_requests: int) -> None:
@@ -40,6 +41,7 @@ class Limits:
         self._rate = rate
         self._max_requests = max_requests
         self._in_progress = 0
+        self._by_key: Counter[bytes | None] = Counter()
         self._buckets: OrderedDict[bytes, tuple[float, float]] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102  # as ASGI has it
@@ -56,14 +58,20 @@ class Limits:
         if wait > 0:
             await self._refuse("rate", Problem(429, _TOO_MANY, headers=_after(wait)), scope, receive, send)
             return
-        if self._in_progress >= self._max_requests:
+        key = _key(scope)
+        is_much = key is not None and self._by_key[key] >= max(1, self._max_requests // 2)
+        if is_much or self._in_progress >= self._max_requests:
             await self._refuse("requests", Problem(503, _BUSY, headers=_after(1)), scope, receive, send)
             return
         self._in_progress += 1
+        self._by_key[key] += 1
         try:
             await self._app(scope, receive, send)
         finally:
             self._in_progress -= 1
+            self._by_key[key] -= 1
+            if not self._by_key[key]:
+                del self._by_key[key]
 
     async def _refuse(self, limit: str, problem: Problem, scope: Scope, receive: Receive, send: Send) -> None:
         self._meters.refused.labels(limit).inc()
@@ -96,11 +104,15 @@ def _after(seconds: float) -> dict[str, str]:
     return {"retry-after": str(max(1, math.ceil(seconds)))}
 
 
+def _key(scope: Scope) -> bytes | None:
+    # As it is looked up: there are many ways to write a header, and each would have a bucket of its own.
+    key = sent_key(Request(scope))
+    return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest() if key else None
+
+
 def _client(scope: Scope) -> bytes:
-    headers = Headers(scope=scope)
-    key = headers.get("x-api-key") or headers.get("authorization")
-    if key:
-        return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    if (key := _key(scope)) is not None:
+        return key
     address = scope["client"][0] if scope.get("client") else ""
     try:
         # Who has one IPv6 address has 2**64 of them.

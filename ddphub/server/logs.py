@@ -7,6 +7,7 @@ counted and dropped. Every line that a request leads to names the request.
 import contextlib
 import logging
 import queue
+import re
 import sys
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -23,6 +24,7 @@ request_id: Final[ContextVar[str | None]] = ContextVar("request_id", default=Non
 """The id of the request that is answered here."""
 
 _QUEUE: Final = 10_000
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _QUIET: Final = ("uvicorn", "alembic", "botocore", "boto3", "s3transfer", "urllib3")
 """Loggers whose lines below warning say nothing of this hub."""
 
@@ -107,15 +109,19 @@ def _time(record: logging.LogRecord) -> str:
 
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        # No line of a message can be taken for the beginning of another one.
-        message = record.getMessage().replace("\n", "\n    ")
+        message = _plain(record.getMessage())
         text = f"{_time(record)} {record.levelname.lower():7} {record.name.removeprefix('ddphub.')}: {message}"
         known = getattr(record, "request_id", None)
         if known is not None:
             text += f" [{known}]"
         if record.exc_info:
-            text += "\n" + self.formatException(record.exc_info)
+            text += "\n    " + _plain(self.formatException(record.exc_info))
         return text
+
+
+def _plain(text: str) -> str:
+    """Text, maybe of a client's choice, that changes no terminal and has no line that looks like a record's first."""
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text).replace("\n", "\n    ")
 
 
 class _Json(JsonFormatter):

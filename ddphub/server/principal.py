@@ -32,7 +32,7 @@ class Principal:
     """Who asks: the holder of a key, or a browser that signed in with one.
 
     Attributes:
-        who: the user's name; of a key without a user, the key's.
+        who: the user's name; of a key without a user `key` and the key's name.
         role: the most that the key can do.
         key_id: the key's id; None for the key of the settings.
         project: the one project that the key is good for, by its number; None for all.

@@ -115,9 +115,10 @@ class Upkeep:
 
     def is_ours(self, chore: Duty) -> bool:
         """Whether it is due and no other process has taken it; a hub that is new has nothing to do yet."""
-        now = time.time()
         with self._hub.database.read() as session:
             next_at = session.scalar(select(Chore.next_at).where(Chore.name == chore.name))
+        # After that look: one that another process has set further meanwhile would seem to be too far off.
+        now = time.time()
         # One that is further off was set by a clock that was ahead, or by other settings.
         if next_at is not None and now < next_at <= now + chore.every_s:
             return False

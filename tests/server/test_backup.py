@@ -390,3 +390,26 @@ def test_a_backup_of_a_newer_version_is_refused(hub, folder, tmp_path):
         (backup.path / "manifest.json").write_text(json.dumps({**changed, "sha256": _digest(changed)}))
         with pytest.raises(BackupError, match=why):
             restored(folder, place(tmp_path / f"new-{why}"))
+
+
+@pytest.mark.parametrize("table", ["projects", "checkpoints"])
+def test_a_backup_of_a_stranger_leads_to_no_folder_outside_of_the_hub(start_hub, folder, tmp_path, table):
+    """All of its digests are right; its ids are paths."""
+    hub = start_hub()
+    Talk(hub).upload({"a": b"bytes"})
+    backup = back_up(hub, folder).backup
+    path = backup.table(table)
+    head, *rows = gzip.decompress(path.read_bytes()).splitlines()
+    place_of_id = json.loads(head)["columns"].index("public_id")
+    changed = [json.loads(row) for row in rows]
+    for row in changed:
+        row[place_of_id] = "../../../outside"
+    content = gzip.compress(b"".join(line + b"\n" for line in [head, *(json.dumps(row).encode() for row in changed)]))
+    path.write_bytes(content)
+    manifest = json.loads((backup.path / "manifest.json").read_bytes())
+    del manifest["sha256"]
+    manifest["tables"][table] |= {"sha256": sha256(content), "size": len(content)}
+    (backup.path / "manifest.json").write_text(json.dumps({**manifest, "sha256": _digest(manifest)}))
+    with pytest.raises(BackupError, match="is no id of a hub"):
+        restored(folder, place(tmp_path / "deep" / "new"))
+    assert list(tmp_path.rglob("outside")) == []

@@ -1,5 +1,6 @@
 """What those who run a hub look at: health, figures, the log, request ids, and pages for what cannot be answered."""
 
+import io
 import json
 import logging
 import os
@@ -172,6 +173,19 @@ def test_a_log_that_nobody_reads_holds_up_nothing(monkeypatch):
     assert any(re.search(r"logs: \d+ lines of this log were dropped", line) for line in lines)
     assert "the last one" in lines[-1]
     assert {line[:4] for line in lines} == {lines[0][:4], "    "}
+
+
+def test_no_text_changes_a_terminal_or_forges_a_line(monkeypatch):
+    monkeypatch.setattr("sys.stderr", written := io.StringIO())
+    forged = "a\r\x1b[2K2026-01-01 forged\u2028b\nc"
+    with HubLog("text", "info"):
+        try:
+            raise ValueError(forged)
+        except ValueError:
+            logging.getLogger("test").exception(forged)
+    lines = written.getvalue().splitlines()
+    assert [line[:4] == "    " for line in lines] == [False] + [True] * (len(lines) - 1)
+    assert not set(written.getvalue()) & set("\r\x1b\u2028")
 
 
 # Pages ---------------------------------------------------------------------------------------------------------------

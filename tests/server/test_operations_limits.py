@@ -76,13 +76,14 @@ def test_buckets_fill_again_and_are_not_kept_for_ever(monkeypatch):
 
     def asks(address="10.0.0.1", **headers):
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-        return limits._wait({"client": (address, 1), "headers": raw})
+        return limits._wait({"type": "http", "client": (address, 1), "headers": raw})
 
     assert [asks() for _ in range(5)] == [0, 0, 0, 0, 0.5]
     assert asks("10.0.0.2") == 0
     now += 0.5
     assert [asks(), asks()] == [0, 0.5]
     assert [asks(authorization="Bearer a") for _ in range(4)] == [0] * 4
+    assert asks(authorization="bearer    a") == 0.5
     assert [asks("10.9.9.9", authorization="Bearer a"), asks("10.0.0.1", authorization="Bearer b")] == [0.5, 0]
     # Neighbours in one IPv6 network are one client.
     assert [asks("2001:db8::1"), asks("2001:db8::2"), asks("2001:db8::3"), asks("2001:db8::4")] == [0] * 4
@@ -111,6 +112,35 @@ def test_more_requests_than_it_can_answer_are_turned_away_and_health_is_not(star
         one.sendall(content)
         assert one.recv(12) == b"HTTP/1.1 200"
         assert talk.http.get(f"{hub.url}/v1/capabilities").status_code == 200
+
+
+def test_one_key_has_half_of_the_requests_in_progress(start_hub):
+    hub = start_hub(arguments=("--max-requests", "4"))
+    other = hub.client()
+    made = other.post(f"{hub.url}/v1/keys", json={"name": "slow", "role": "reader"}).json()["data"]["key"]
+    head = f"POST /v1/models HTTP/1.1\r\nHost: x\r\nX-Api-Key: {made}\r\nContent-Length: 9\r\n\r\n"
+    with contextlib.ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(connect(hub)).sendall(head.encode())
+        slow = {"x-api-key": made}
+        Talk.wait_until(lambda: requests.get(f"{hub.url}/v1/models", headers=slow).status_code == 503)
+        assert other.get(f"{hub.url}/v1/models").status_code == 200
+    Talk.wait_until(lambda: requests.get(f"{hub.url}/v1/models", headers=slow).status_code == 200)
+
+
+def test_who_signs_in_slowly_holds_up_nobody_who_has_a_key(start_hub):
+    hub = start_hub(arguments=("--max-requests", "30"))
+    head = b"POST /sign-in HTTP/1.1\r\nHost: x\r\nContent-Length: 4000\r\n\r\nkey="
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(connect(hub)) for _ in range(40)]
+        for connection in slow:
+            connection.sendall(head)
+        # More than so many are turned away, so that these are there now.
+        Talk.wait_until(lambda: requests.post(f"{hub.url}/sign-in", data={"key": "x"}).status_code == 503)
+        assert hub.client().get(f"{hub.url}/v1/models").status_code == 200
+        assert slow[0].recv(12) == b"HTTP/1.1 408"
+    answer = requests.post(f"{hub.url}/sign-in", data={"key": hub.key}, allow_redirects=False)
+    assert answer.headers["location"] == "/"
 
 
 def test_more_connections_than_it_can_have_are_told_so_and_closed(start_hub):

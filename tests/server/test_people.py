@@ -214,6 +214,24 @@ def test_a_user_makes_keys_that_can_do_no_more(people, talk):
     assert next(key for key in every if key["id"] == made["id"])["revoked_at"] is not None
 
 
+def test_a_weak_key_neither_sees_other_projects_nor_revokes_stronger_ones(people, talk):
+    other = Talk(people.hub).project
+    name = people.user((talk.project, "admin"), (other, "reader"))["name"]
+    training, _ = people.key(user=name, role="writer", project=talk.project)
+    _, elsewhere = people.key(user=name, role="admin", project=other)
+    _, reading = people.key(user=name, role="reader", project=talk.project)
+    assert {key["project"] for key in elsewhere.get(people.url("/keys")).json()["data"]["results"]} == {other}
+    problem(elsewhere.delete(people.url(f"/keys/{training['id']}")), 404)
+    problem(reading.delete(people.url(f"/keys/{training['id']}")), 403)
+
+
+def test_a_key_of_nobody_is_no_person_in_the_audit_log(people, talk):
+    name = people.user()["name"]
+    _, http = people.key(name=name, project=talk.project, role="admin")
+    assert http.delete(talk.url()).status_code == 200
+    assert [one["who"] for one in people.audit() if one["object"] == talk.model_id] == [f"key {name}"]
+
+
 def test_a_projects_admin_makes_sees_and_revokes_its_keys(people, talk):
     _, http = people.key(project=talk.project, role="admin")
     stranger, _ = people.key(project=Talk(people.hub).project)

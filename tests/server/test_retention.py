@@ -156,6 +156,25 @@ def test_what_has_become_the_newest_meanwhile_stays(opened, monkeypatch):
         assert session.scalars(select(Checkpoint.public_id)).all() == [old]
 
 
+def test_rules_that_were_taken_back_delete_no_more(opened, monkeypatch):
+    """While the hub follows them, with a project that it has read before."""
+    hub, project, _, ids = opened
+    by = Principal.of_the_hub("retention")
+    looked = pruning.plan(hub, project, pruning.rules_of(project), limit=10)
+
+    def plan_and_take_back(*_, **__):
+        with hub.database.write() as session:
+            session.execute(update(Project).values(retention=None))
+        return looked
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pruning, "plan", plan_and_take_back)
+        assert pruning.prune(hub, project, by, limit=10).some == []
+    assert pruning.prune(hub, project, by, limit=10).some == []
+    with hub.database.read() as session:
+        assert session.scalars(select(Checkpoint.public_id).order_by(Checkpoint.id)).all() == ids
+
+
 def test_one_process_does_a_chore_once(opened):
     hub, *_ = opened
     chores = [Upkeep(hub) for _ in range(6)]

@@ -178,6 +178,33 @@ def test_without_a_backup_who_saves_the_same_again_heals_it(start_hub, tmp_path)
     assert talk.download(checkpoint, "a").content == b"bad bytes"
 
 
+def test_what_is_right_again_is_not_set_aside(start_hub):
+    """Somebody put it back after it was looked at; or a disk gave other bytes only once."""
+    hub = start_hub()
+    checkpoint = (talk := Talk(hub)).upload({"a": b"bad bytes"})
+    damage(hub, b"bad bytes")
+    with beside(settings_of(hub)) as kept:
+        (found,) = Verification(kept.database, kept.storage).findings()
+        damage(hub, b"bad bytes")
+        assert mend(kept, found, [], time.time()) == "left"
+    assert list((hub.data_dir / "damaged").iterdir()) == []
+    assert talk.download(checkpoint, "a").content == b"bad bytes"
+
+
+def test_what_cannot_be_read_is_named_and_left_where_it_is(start_hub):
+    hub = start_hub()
+    Talk(hub).upload({"a": b"one", "b": b"two"})
+    path = path_of(hub, b"one")
+    path.rename(path.with_suffix(".away"))
+    path.mkdir()  # any error but that there is none, as a disk's
+    with beside(settings_of(hub)) as kept:
+        found = [one for one in Verification(kept.database, kept.storage).findings() if one.is_severe]
+        assert [one.kind for one in found] == ["missing"]
+        assert "unreadable: " in found[0].what
+        assert mend(kept, found[0], [], time.time()) == "left"
+    assert path.exists()
+
+
 def test_the_program_says_it_all(start_hub, tmp_path, monkeypatch, program):
     """Back up, look, lose, look, restore, look; each with the exit code that a script wants."""
     monkeypatch.chdir(tmp_path)

@@ -8,6 +8,7 @@ to start on what a restore left that was cut short.
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field

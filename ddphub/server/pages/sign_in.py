@@ -1,5 +1,6 @@
 """Signing in with the API key, and out again."""
 
+import asyncio
 from typing import Final
 from urllib.parse import quote
 
@@ -16,6 +17,9 @@ from ddphub.server.problems import Problem
 router = APIRouter()
 
 _MAX_FORM: Final = 4096
+_READ_S: Final = 5.0
+_AT_ONCE: Final = 20
+"""Forms that are received at once."""
 
 
 @router.get("/sign-in")
@@ -28,9 +32,23 @@ async def show(*, wrong: bool = False, next: str = "/") -> Response:  # noqa: A0
 @router.post("/sign-in", dependencies=[FromAPage])
 async def sign_in(hub: HubDep, request: Request) -> Response:
     """Exchange the API key for a session cookie."""
-    form = await read_form(request, _MAX_FORM)
+    form = await _read(request)
     place = safe_next(form.get("next", "/"))
     return await run_in_threadpool(_sign_in, hub, request, form.get("key", "").strip(), place)
+
+
+async def _read(request: Request) -> dict[str, str]:
+    # The one form that anybody may send: who sends many slowly keeps others from signing in, and nobody from training.
+    state = request.app.state
+    state.sign_ins = getattr(state, "sign_ins", 0) + 1
+    try:
+        if state.sign_ins > _AT_ONCE:
+            raise Problem(503, "many sign in at this moment: try again", headers={"retry-after": "1"})
+        return await asyncio.wait_for(read_form(request, _MAX_FORM), _READ_S)
+    except TimeoutError as error:
+        raise Problem(408, "the form did not come in time: try again") from error
+    finally:
+        state.sign_ins -= 1
 
 
 def _sign_in(hub: Hub, request: Request, key: str, place: str) -> Response:
