@@ -23,7 +23,7 @@ from ddphub.server.principal import Principal
 from ddphub.server.problems import Problem
 from ddphub.server.signing import Signer
 from ddphub.server.tables import ApiKey, Grant, User
-from ddphub.server.throttle import Throttle
+from ddphub.server.throttle import Throttle, client_of
 
 KEY_LENGTH: Final = 42
 PREFIX: Final = 6
@@ -34,6 +34,7 @@ SETTINGS_KEY: Final = "the settings' key"
 
 _ALPHABET: Final = string.ascii_letters + string.digits
 _USED_EVERY_S: Final = 60.0
+_IN_USE_S: Final = 24 * 3600.0
 
 _log = logging.getLogger(__name__)
 
@@ -75,6 +76,8 @@ class Keys:
         self._settings_tag = None if api_key is None else self._tag(api_key)
         self._good = RecentKeys()
         self._refused = RecentKeys()
+        self._tried = RecentKeys()
+        self._used_before: frozenset[str | None] | None = None
         self._holders = Holders(shared)
         self._used: dict[int, float] = {}
 
@@ -116,7 +119,8 @@ class Keys:
         tag = self._tag(key)
         # What an address has always used goes on: a wrong key elsewhere behind it must not stop a training.
         if (address, tag) not in self._good:
-            self._throttle.check(address)
+            if not self._was_in_use(key, address):
+                self._throttle.check(address)
             if self._throttle.knows(address, tag):
                 raise unauthorized()
         if self._settings_tag is not None and hmac.compare_digest(tag, self._settings_tag):
@@ -128,6 +132,19 @@ class Keys:
             raise unauthorized()
         self._good.add((address, tag))
         return replace(found, address=address)
+
+    def _was_in_use(self, key: str, address: str) -> bool:
+        """Whether it begins as a key that was in use before this process started, and is an address's first such try.
+
+        So that who is behind the same router as a job cannot keep that out after a restart of the hub.
+        """
+        if self._used_before is None:
+            since = time.time() - _IN_USE_S
+            with self._database.read() as session:
+                chosen = select(ApiKey.prefix).where(ApiKey.revoked_at.is_(None), ApiKey.last_used_at > since)
+                self._used_before = frozenset(session.scalars(chosen))
+        prefix = key[:PREFIX]
+        return prefix in self._used_before and self._tried.add((client_of(address), prefix.encode()))
 
     def _stored(self, key: str, address: str, tag: bytes) -> Principal | None:
         if len(key) != KEY_LENGTH or not (key.isascii() and key.isalnum()):

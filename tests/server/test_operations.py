@@ -179,10 +179,7 @@ def test_no_text_changes_a_terminal_or_forges_a_line(monkeypatch):
     monkeypatch.setattr("sys.stderr", written := io.StringIO())
     forged = "a\r\x1b[2K2026-01-01 forged\u2028b\nc"
     with HubLog("text", "info"):
-        try:
-            raise ValueError(forged)
-        except ValueError:
-            logging.getLogger("test").exception(forged)
+        logging.getLogger("test").error(forged, exc_info=ValueError(forged))
     lines = written.getvalue().splitlines()
     assert [line[:4] == "    " for line in lines] == [False] + [True] * (len(lines) - 1)
     assert not set(written.getvalue()) & set("\r\x1b\u2028")

@@ -224,6 +224,21 @@ def test_who_guesses_waits_and_who_is_known_does_not(start_hub):
     assert told.count("address.blocked") == 1
 
 
+def test_a_key_in_use_goes_on_where_its_address_waits_also_after_a_restart(start_hub):
+    hub = start_hub()
+    people = People(hub)
+    made, job = people.key()
+    assert job.get(people.url("/capabilities")).status_code == 200
+    for _ in range(MOST):
+        people.of(new_key()).get(people.url("/capabilities"))
+    hub.restart()
+    problem(people.of(new_key()).get(people.url("/capabilities")), 401)
+    guess = people.of(made["key"][:6] + new_key()[6:])
+    problem(people.of(new_key()).get(people.url("/capabilities")), 429)
+    assert {job.get(people.url("/capabilities")).status_code for _ in range(3)} == {200}
+    problem(guess.get(people.url("/capabilities")), 429)
+
+
 def test_who_lost_the_admins_key_has_the_hub_make_one_more(start_hub):
     hub = start_hub(api_key=None)
     first = hub.key
