@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import postgres
 import pytest
 from hub_process import HubProcess
 from jobs import ddphub as command_line
@@ -106,9 +107,11 @@ def test_a_key_is_not_sent_to_a_hub_that_only_a_run_names(runs, own_hub):
 def test_serve_makes_a_key_once_and_says_what_to_paste(tmp_path):
     """The first start prints two export lines; the second start does not, and the key still works."""
     program = [sys.executable, "-c", "from ddphub.cli import main; main()", "serve", "--port", "0", "--data", "hub"]
+    url = postgres.database_of(tmp_path / "hub")
+    environment = os.environ | ({"DDPHUB_DATABASE_URL": url} if url else {})
     said = []
     for _ in range(2):
-        with subprocess.Popen(program, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        with subprocess.Popen(program, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=environment) as process:
             lines = []
             for line in process.stdout:
                 lines.append(line.strip())

@@ -71,8 +71,9 @@ def test_each_command_of_the_readme_runs(command, tmp_path, own_hub):
 def test_the_readme_s_commands_for_a_team_run(tmp_path, own_hub):
     """In their order: the user and the projects that some make are there for the next."""
     places = {"./hub": str(own_hub.data_dir), "./backups": str(tmp_path / "backups")}
+    where = {"DDPHUB_DATABASE_URL": own_hub.database} if isinstance(own_hub.database, str) else {}
     said = [
-        command_line(*(places.get(part, part) for part in command.split()[1:]), hub=own_hub).stdout
+        command_line(*(places.get(part, part) for part in command.split()[1:]), hub=own_hub, environment=where).stdout
         for command in HUB_COMMANDS
     ]
     assert [len(said[number].strip()) for number in (1, 2)] == [42, 42]

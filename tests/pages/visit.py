@@ -4,12 +4,14 @@ unshare --net sh -c 'ip link set lo up && python tests/pages/visit.py FOLDER'
 """
 
 import json
+import os
 import socket
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import postgres
 import sample_hub
 from browser import Browser, hosts
 from hub_process import KEY, HubProcess
@@ -28,6 +30,7 @@ def can_leave():
 
 def main(folder):
     # The run that goes on says no more, and a browser may take its time to start.
+    os.environ.pop(postgres.SERVER, None)  # this network has no way to it
     with HubProcess(folder / "hub", api_key=KEY, arguments=("--heartbeat-s", "100", "--stall-s", "600")) as hub:
         sample_hub.ended(hub, "digits", "cnn", "failed", hours_ago=1, steps=60, reason="ValueError: no")
         sender = sample_hub.going(hub, "digits", "cnn-live")

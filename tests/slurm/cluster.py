@@ -199,6 +199,11 @@ class HubOutside(HubProcess):
         self._cluster = cluster
         super().__init__(data_dir, api_key, arguments=("--host", OUTSIDE, *arguments))
 
+    @property
+    def database(self) -> Path:
+        """SQLite: from this network there is no way to a PostgreSQL of the tests."""
+        return self.data_dir / "hub.db"
+
     def start(self) -> None:
         """Start, and wait for the line that says the hub serves."""
         with self._cluster.network():
