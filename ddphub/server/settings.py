@@ -1,8 +1,9 @@
 """What a hub is told when it starts; checked when made."""
 
 import ipaddress
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -149,6 +150,19 @@ class ServerSettings:
             wrong = wrong_certificate(self.tls_cert, self.tls_key)
             if wrong is not None:
                 raise SettingsError(*wrong[:2], _SOURCE, wrong[2])
+
+    def to_json(self) -> str:
+        """All settings in one line, the key too: for a pipe to a process of the same hub."""
+        return json.dumps(asdict(self), default=str)
+
+    @classmethod
+    def from_json(cls, line: str | bytes) -> "ServerSettings":
+        """What `to_json` wrote."""
+        values = json.loads(line)
+        for name in ("data", "tls_cert", "tls_key"):
+            values[name] = None if values[name] is None else Path(values[name])
+        values["trusted_proxies"] = tuple(values["trusted_proxies"])
+        return cls(**values)
 
     def patience(self, *, up_since: float) -> Patience:
         """How long the hub waits for what.

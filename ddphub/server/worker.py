@@ -1,21 +1,18 @@
 """`python -m ddphub.server.worker SOCKET`: one of the processes that serve a hub, see workers."""
 
 import os
-import pickle
 import signal
 import socket
 import sys
 import threading
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from ddphub.errors import SettingsError
 from ddphub.server.hub import Hub
 from ddphub.server.logs import HubLog
 from ddphub.server.serving import serve_hub
+from ddphub.server.settings import ServerSettings
 from ddphub.server.workers import READY
-
-if TYPE_CHECKING:
-    from ddphub.server.settings import ServerSettings
 
 
 def main() -> int:
@@ -26,7 +23,7 @@ def main() -> int:
     """
     # Until it can load its certificate anew it need not.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    settings = cast("ServerSettings", pickle.load(sys.stdin.buffer))  # noqa: S301  # from our parent alone
+    settings = ServerSettings.from_json(sys.stdin.buffer.readline())
     listener = socket.socket(fileno=int(sys.argv[1]))
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     with HubLog(settings.log_format, settings.log_level):

@@ -9,7 +9,6 @@ directory's lock, so that no other hub takes the directory before all workers of
 import contextlib
 import logging
 import os
-import pickle
 import selectors
 import signal
 import socket
@@ -117,7 +116,7 @@ class Workers:
         assert process.stdin is not None  # noqa: S101  # it is a pipe
         assert process.stdout is not None  # noqa: S101  # it is a pipe
         with contextlib.suppress(BrokenPipeError):  # it died already, as its output says
-            process.stdin.write(pickle.dumps(self._settings))
+            process.stdin.write(self._settings.to_json().encode() + b"\n")
         worker.process, worker.stdout, worker.is_ready = process, process.stdout, False
         worker.started_at = time.monotonic()
         self._selector.register(process.stdout, selectors.EVENT_READ, worker)

@@ -15,6 +15,8 @@ from hub_talk import Talk, metrics_event, new_id
 from postgres import Postgres, execute
 from test_operations import figures
 
+from ddphub.server.settings import ServerSettings
+
 WORKERS = 2
 
 
@@ -153,3 +155,8 @@ def test_workers_that_cannot_begin_are_a_clear_failure(hub, server, tmp_path):
     execute(server.url("hub"), "UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(RuntimeError, match="newer"):
         hub.start()
+
+
+def test_settings_reach_a_worker_as_they_are(tmp_path):
+    given = ServerSettings(data=tmp_path, api_key="k" * 42, trusted_proxies=("10.0.0.0/8",), rate_limit=2.5)
+    assert ServerSettings.from_json(given.to_json()) == given
