@@ -67,7 +67,7 @@ class Training(Job):
         return self
 
 
-def delivered(training, hub, lost=(), superseded=()):
+def delivered(training, hub, lost=(), superseded=(), cut=False):
     """After a `sync` on a disk that works again: what the program's record says is there, once; nothing else."""
     done = ddphub("sync", str(training.run_folder), hub=hub)
     assert "everything is delivered" in done.stdout
@@ -78,9 +78,8 @@ def delivered(training, hub, lost=(), superseded=()):
     wanted = [one for one in training.accepted() if one[0] not in superseded]
     assert view.saved() == wanted
     status = training.status()
-    # Whoever asks is told why saves were refused, and of a line of which a full disk took a part; of nothing else.
-    told = (" refused, ", " bytes and no end")
-    assert [problem for problem in status["problems"] if not any(words in problem for words in told)] == []
+    # Whoever asks is told why saves were refused, and of nothing else.
+    assert [one for one in status["problems"] if " refused, " not in one and not (cut and " and no end" in one)] == []
     assert status["checkpoints"]["uploaded"] == len(wanted)
     clean(training.run_folder)
     assert not list(training.run_folder.glob("staging/*/files/*")), "delivered bytes are deleted"
@@ -180,7 +179,8 @@ def test_a_disk_that_stays_full_costs_what_came_after(tmp_path, own_hub, point):
         assert there >= {(0, step) for step in range(point * STEPS)}
         # The others are what became of saves and of rank 0.
         assert len(lost) <= int(told[1]) <= len(lost) + len(training.refused()) + 4
-        delivered(training, own_hub, lost)
+        # The process may end between a write of which the disk took a part and taking that back.
+        delivered(training, own_hub, lost, cut=True)
 
 
 def test_a_disk_that_is_full_at_the_start_is_a_wrong_setting(tmp_path, own_hub):
