@@ -1,6 +1,7 @@
 """Reading what a user gives as metrics: what can be recorded is kept, the rest is counted and warned of once."""
 
 import logging
+import threading
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -13,7 +14,11 @@ __all__ = ["INT_LIMIT", "MetricReader", "used_memory"]  # the last for integrati
 
 logger = logging.getLogger(__name__)
 
-INT_LIMIT: Final = 2**63
+PLAIN: Final = frozenset({float, int, bool})
+"""Types whose values need no reading: `check` later, off the training thread, is enough."""
+
+INT_BITS: Final = 63
+INT_LIMIT: Final = 2**INT_BITS
 """Ints beyond it travel as floats: databases hold 64 bits."""
 
 _MOST_WARNINGS: Final = 1000
@@ -22,7 +27,7 @@ _MOST_NAMES: Final = 100_000
 
 
 class MetricReader:
-    """Turns values into numbers. Any rank; only the training thread uses it.
+    """Turns values into numbers. Any rank; the training thread reads, the outbox's checks what needs no reading.
 
     Attributes:
         good_names: names seen before with a value that could be read: the fast path skips their check.
@@ -33,9 +38,10 @@ class MetricReader:
         self.good_names: set[str] = set()
         self.dropped = 0
         self._warned: set[str] = set()
+        self._counting = threading.RLock()  # a signal handler of the script may log while it logs
 
     def read(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The values that can be recorded, read now. The path of every step: plain numbers cost next to nothing."""
+        """The values that can be recorded, read now."""
         good_names = self.good_names
         kept: dict[str, Any] = {}
         for name, value in values.items():
@@ -47,6 +53,14 @@ class MetricReader:
             else:
                 self._read_slowly(name, value, kept)
         return kept
+
+    def check(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The values that can be recorded, of a dict whose values are all PLAIN."""
+        if self.good_names.issuperset(values) and all(
+            -INT_LIMIT < value < INT_LIMIT for value in values.values() if type(value) is int
+        ):
+            return values
+        return self.read(values)
 
     def read_for_wire(self, values: object) -> dict[str, Scalar]:
         """The same for a checkpoint's metrics: a CUDA value is waited for, non-finite ones become their names."""
@@ -78,10 +92,12 @@ class MetricReader:
 
     def drop(self, name: str, reason: str) -> None:
         """Counts a value that is not recorded; warns once a name."""
-        self.dropped += 1
-        if name not in self._warned and len(self._warned) < _MOST_WARNINGS:
+        with self._counting:
+            self.dropped += 1
+            if name in self._warned or len(self._warned) >= _MOST_WARNINGS:
+                return
             self._warned.add(name)
-            logger.warning("ddphub: metric %r is dropped: %s", name, reason)
+        logger.warning("ddphub: metric %r is dropped: %s", name, reason)
 
     def _read_slowly(self, name: object, value: object, kept: dict[str, Any]) -> None:
         if not isinstance(name, str) or not 0 < len(name) <= MAX_METRIC_NAME or not name.isprintable():

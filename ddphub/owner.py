@@ -7,7 +7,7 @@ import platform
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,8 +45,9 @@ LAUNCHER_PACE: Final = 5.0
 LONGEST_COLLECTIVE: Final = 900.0
 """Seconds after a rank's end in which another one's collective fails of it; NCCL's time-out is 600 s."""
 
-HUB_WAIT: Final = 2.0
-"""Seconds that `init` waits on rank 0 so that `run.url` can be printed; training starts without it after that."""
+HUB_WAIT: Final = 0.7
+"""Seconds that `init` waits on rank 0 so that `run.url` can be printed; training starts without it after that, and a
+line says it when the hub has answered."""
 
 
 class Owner:
@@ -58,19 +59,29 @@ class Owner:
         rendezvous: finds the job's store.
         keys: names of the relay's keys.
         ordinal: which call of `init` in this process.
+        check: of logged values, those that can be recorded.
 
     Raises:
         SettingsError: the run directory cannot be made.
     """
 
     def __init__(
-        self, settings: Settings, topology: Topology, rendezvous: Rendezvous, keys: Keys, ordinal: int
+        self,
+        settings: Settings,
+        topology: Topology,
+        rendezvous: Rendezvous,
+        keys: Keys,
+        ordinal: int,
+        *,
+        check: Callable[[dict[str, Any]], dict[str, Any]],
     ) -> None:
         self._topology = topology
         self.attempt_id = names.new_hex_id()
         self._slurm = SlurmJob.detect()
         self._departure: Departure | None = None
         self._told_at = 0.0
+        self._telling = threading.Lock()
+        self._has_told = self._has_told_url = False
         try:
             run_id = settings.run_id or decide_run_id(settings, self._slurm, rendezvous, keys, ordinal)
             self.folder = RunFolder(settings.root / run_id)
@@ -85,8 +96,9 @@ class Owner:
         self.staging = StagingArea(self.folder.staging, budget=settings.staging_budget, make_room=self._make_room)
         self._writer = LineWriter(self.folder.relay_file(self.attempt_id))
         self._own_spool = OwnSpool(self.attempt_id, self._writer)
-        self.outbox = Outbox(self._own_spool)
+        self.outbox = Outbox(self._own_spool, check)
         client = None
+        self._is_online = settings.mode == "online" and settings.hub is not None
         if settings.mode == "online" and settings.hub is not None:
             from ddphub.hubs.connect import connect  # noqa: PLC0415  # requests, for online runs only
 
@@ -98,6 +110,7 @@ class Owner:
             staging=self.staging,
             client=client,
             rate_limits=settings.rate_limits,
+            on_reached=self._tell_late,
         )
         self.collector: Collector | None = None
         if topology.world_size > 1:
@@ -120,10 +133,21 @@ class Owner:
         """Starts the session, and says where the run can be seen."""
         self.session.start()
         self.session.wait_for_hub(HUB_WAIT)
-        url = self.session.url
-        error = self.session.last_error
-        where = url or (f"on disk until the hub answers ({error})" if error else f"on disk in {self.folder.path}")
-        tell([f"run {self.info.run_id}: {where}"])
+        with self._telling:
+            url = self.session.url
+            where = f"on disk in {self.folder.path}"
+            if self._is_online:
+                error = self.session.last_error
+                where = url or f"on disk until the hub answers{f' ({error})' if error else ''}"
+            tell([f"run {self.info.run_id}: {where}"])
+            self._has_told, self._has_told_url = True, url is not None
+
+    def _tell_late(self) -> None:
+        """The hub has answered; `announce` may have been too early to say where. A thread of the session."""
+        with self._telling:
+            if self._has_told and not self._has_told_url and self.session.url is not None:
+                self._has_told_url = True
+                tell([f"run {self.info.run_id}: {self.session.url}"])
 
     def ask_why(self, signal_name: str) -> None:
         """A signal tells the run to leave: asks SLURM why, so that the attempt ends with the state that SLURM gives."""

@@ -37,7 +37,7 @@ from ddphub.events import plain_text
 from ddphub.hubs import wire
 from ddphub.hubs.client import HubClient
 from ddphub.latest import await_latest, find_latest, tell_ranks
-from ddphub.metrics import INT_LIMIT, MetricReader
+from ddphub.metrics import INT_BITS, PLAIN, MetricReader
 from ddphub.observer import Observer
 from ddphub.owner import Owner, about
 from ddphub.saver import Saver, scratch
@@ -175,7 +175,7 @@ class Run:
         rendezvous = Rendezvous(topology)
         keys = Keys(rendezvous.namespace, ordinal)
         if topology.is_owner:
-            self._owner = Owner(settings, topology, rendezvous, keys, ordinal)
+            self._owner = Owner(settings, topology, rendezvous, keys, ordinal, check=self._reader.check)
             self._outbox = self._owner.outbox
             self._staging = self._owner.staging
         else:
@@ -183,7 +183,7 @@ class Run:
             self._courier = Courier(
                 topology=topology, rendezvous=rendezvous, keys=keys, spool=self._stray, about=about(topology)
             )
-            self._outbox = Outbox(self._courier)
+            self._outbox = Outbox(self._courier, self._reader.check)
         self._saver = Saver(self._reader, self._outbox.put, self._place, self._wake)
         self._observer = Observer(settings, topology, self._outbox.put, lambda: self._newest_step)
         if self._owner is not None:
@@ -226,18 +226,38 @@ class Run:
         if not self._enabled or self._finished:  # a loop may go on for the moment between its end and the signal's
             return
         try:
-            kept = self._reader.read(values)
-            if not (_is_plain(step) and _is_plain(epoch)):
-                step, epoch = self._reader.whole("step", step), self._reader.whole("epoch", epoch)
+            # The path of every step, short and in one piece: after a step of training none of it is in the caches.
+            kept = dict(values)
+            for value in kept.values():
+                if type(value) not in PLAIN:
+                    self._log_unread(kept, step, epoch)
+                    return
+            calls = self._calls
             if step is None:
-                step = self._calls
-            self._calls += 1
-            if not kept:
-                return
+                step = calls
+            elif type(step) is not int or step.bit_length() > INT_BITS:
+                step = self._whole_step(step)
+            if epoch is not None and (type(epoch) is not int or epoch.bit_length() > INT_BITS):
+                epoch = self._reader.whole("epoch", epoch)
+            self._calls = calls + 1
+            self._newest_step = step
+            self._outbox.log(kept, step, epoch)
+        except Exception as error:  # noqa: BLE001  # the promise: no exception reaches the training loop
+            said = "".join(traceback.format_exception_only(error)).strip()  # an error's own text may raise
+            self._reader.drop("log", f"could not be recorded: {said}")
+
+    def _log_unread(self, values: Mapping[str, Any], step: object, epoch: object) -> None:
+        """Tensors among them: they are read at once."""
+        kept = self._reader.read(values)
+        step, epoch = self._whole_step(step), self._reader.whole("epoch", epoch)
+        self._calls += 1
+        if kept:
             self._newest_step = step
             self._outbox.put({"time": time.time(), "kind": "metrics", "step": step, "epoch": epoch, "values": kept})
-        except Exception as error:  # noqa: BLE001  # the promise: no exception reaches the training loop
-            self._reader.drop("log", f"could not be recorded: {error}")
+
+    def _whole_step(self, step: object) -> int:
+        whole = self._reader.whole("step", step)
+        return self._calls if whole is None else whole
 
     def save_checkpoint(
         self,
@@ -570,7 +590,3 @@ class Run:
 def _name(number: int) -> str:
     """SIGTERM for 15."""
     return signal.Signals(number).name
-
-
-def _is_plain(number: object) -> bool:
-    return number is None or (type(number) is int and -INT_LIMIT < number < INT_LIMIT)

@@ -42,6 +42,17 @@ def test_a_name_that_was_good_does_not_make_every_value_good(reader):
     assert reader.dropped == 1
 
 
+def test_plain_values_are_checked_without_a_copy_once_their_names_are_known(reader):
+    """New names, and ints beyond 64 bits, take the longer way."""
+    values = {"loss": 0.5, "count": 3, "ok": True}
+    assert reader.check(values) == values
+    assert reader.check(values) is values
+    assert reader.check({"loss": 2**70, "count": -(2**63)}) == {"loss": float(2**70), "count": -float(2**63)}
+    assert reader.check({"loss": 1.0, "a\nb": 2.0, 7: 3.0}) == {"loss": 1.0}
+    assert reader.check({"": 1.0}) == {}
+    assert reader.dropped == 3
+
+
 def test_a_bad_value_is_counted_each_time_and_warned_of_once_a_name(reader, caplog):
     """A loop of a million steps writes one line a name."""
     for _ in range(100):

@@ -68,18 +68,33 @@ def test_what_is_logged_arrives_as_it_was(start, view):
     assert (second["step"], second["epoch"]) == (1, None)
 
 
+class UnsayableError(Exception):
+    """An error whose own text raises."""
+
+    def __str__(self):
+        raise ValueError("no text")
+
+
+class Broken:
+    """A mapping that raises it."""
+
+    def keys(self):
+        raise UnsayableError
+
+
 def test_what_cannot_be_recorded_is_dropped_with_one_warning_a_name(start, view, caplog, capsys):
     """A wrong value costs itself alone, and the report counts it."""
     run = start()
     for _ in range(3):
         run.log({"loss": 1.0, "text": "high", "vector": torch.zeros(3), "": 1.0, "z": 1 + 2j, "none": None})
     run.log(None)
+    run.log(Broken())
     run.log({"loss": 1.0}, step="seven")
     run.finish()
     assert [one["values"] for one in view.metrics()] == [{"loss": 1.0}] * 4
     warnings = [record.message for record in caplog.records if "is dropped" in record.message]
     assert len([text for text in warnings if "'text'" in text]) == 1
-    assert "17 values or events were dropped" in capsys.readouterr().err
+    assert "18 values or events were dropped" in capsys.readouterr().err
 
 
 def test_a_checkpoint_is_what_it_was_when_it_was_saved(start, view, tmp_path):
@@ -290,9 +305,27 @@ def test_a_hub_that_never_answers_holds_up_neither_init_nor_finish(start, tmp_pa
         run = start(hub=f"http://127.0.0.1:{listener.getsockname()[1]}", finish_timeout=2)
         run.log({"loss": 0.5})
         run.finish()
-        bound = 2.0 + 2.0 + 20.0  # init's wait, the finish timeout, and room for a slow machine
+        bound = 0.7 + 2.0 + 20.0  # init's wait, the finish timeout, and room for a slow machine
         assert time.monotonic() - began < bound
     assert report_of(run, tmp_path).events["pending"] >= 1
+
+
+def test_a_hub_that_answers_after_init_is_named_then(start, proxy, capsys):
+    """Training has begun without it; a person still gets the link, once."""
+    answers = threading.Event()
+    proxy.fault = lambda _handler: not answers.wait(60)
+    run = start(hub=proxy.url)
+    assert run.url is None
+    assert f"run {run.id}: on disk until the hub answers\n" in capsys.readouterr().err
+    answers.set()
+    told = ""
+    until = time.monotonic() + 60
+    while "http" not in told and time.monotonic() < until:
+        time.sleep(0.05)
+        told += capsys.readouterr().err
+    run.log({"loss": 0.5})
+    assert told == f"ddphub: run {run.id}: {run.url}\n"
+    run.finish()
 
 
 def test_stop_reaches_the_training_loop(start, view):

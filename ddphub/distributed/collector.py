@@ -8,7 +8,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -16,6 +16,8 @@ from typing import Any, Final, Protocol
 from ddphub import names
 from ddphub.distributed import relay
 from ddphub.distributed.courier import CONNECT_PAUSES
+from ddphub.distributed.post import Inbox, pop
+from ddphub.distributed.relay import Arrival
 from ddphub.distributed.rendezvous import Rendezvous, Store
 from ddphub.events import GONE, Event, to_json
 from ddphub.seqs import SeqSet
@@ -25,8 +27,20 @@ logger = logging.getLogger(__name__)
 INTERVAL: Final = 0.25
 """Seconds between two drains. Pops do not block: a blocking pop would hold up the acknowledgements."""
 
+BUSY_INTERVAL: Final = 0.05
+"""The same behind a drain that brought BUSY_BYTES: ranks that report much soon have their windows full."""
+
+BUSY_BYTES: Final = 256 * 1024
+
+DRAIN_BYTES: Final = 2 * 1024 * 1024
 DRAIN_SECONDS: Final = 1.0
-"""Seconds that one drain may take before acknowledgements go out."""
+"""Bytes that one drain may take, or seconds, before they go to disk and acknowledgements go out."""
+
+WATCH_INTERVAL: Final = 1.0
+"""Seconds between two looks for ranks that are silent."""
+
+ACKS_TOGETHER: Final = 1000
+"""Acknowledgements in one request to the store."""
 
 HELLO_GRACE: Final = 5.0
 """Seconds after the start in which `finish` still waits for ranks that have not said hello."""
@@ -42,11 +56,11 @@ PROCESS_STRIDE: Final = 2**40
 class EventSpool(Protocol):
     """Rank 0's spool file."""
 
-    def append(self, texts: list[str]) -> None:
-        """Appends batches.
+    def append_lines(self, lines: Sequence[bytes]) -> None:
+        """Appends batches as they came, with their checksums.
 
         Raises:
-            OSError: the disk does not take them.
+            OSError: the disk does not take them all.
         """
 
     def sync(self) -> None:
@@ -126,8 +140,12 @@ class Collector:
         self.peers: dict[int, Peer] = {}
         self._nonces: dict[int, list[str]] = {}  # rank -> the processes that have had it, in order
         self._streams: dict[tuple[str, int], SeqSet] = {}
-        self._acked: dict[str, str] = {}
-        self._dead_queues: list[str] = []
+        self._local: dict[int, Peer] = {}
+        self._waiting: set[int] = set()  # ranks of which more is held than they were told
+        self._acked: dict[str, str] = {}  # nonce -> what it was told
+        self._told = ""  # the part of it that is the same for all
+        self._next_watch = 0.0
+        self._dead: list[str] = []  # earlier attempts on this store
         self._started = time.monotonic()
         self._has_heard_out = False
         self._closing = threading.Event()
@@ -177,7 +195,7 @@ class Collector:
                 if store is None:
                     self._pause(1.0)
                     continue
-                self._find_dead_queues(store)
+                self._find_dead_attempts(store)
                 pauses = iter(CONNECT_PAUSES)
                 self._serve(store)
                 return
@@ -204,50 +222,40 @@ class Collector:
             return False
         return all(peer.state in {"left", "lost"} for peer in self.peers.values())
 
-    def _find_dead_queues(self, store: Store) -> None:
-        """A store that outlived an earlier world (torchrun's restarts) may hold events nobody popped."""
+    def _find_dead_attempts(self, store: Store) -> None:
+        """A store that outlived an earlier world (torchrun's restarts) may hold events nobody took."""
         store.append(self._keys.attempts, f"{self._attempt_id},")
-        known = store.get(self._keys.attempts).decode().split(",")
-        self._dead_queues = [name for name in known if names.is_hex_id(name) and name != self._attempt_id]
+        known = dict.fromkeys(store.get(self._keys.attempts).decode().split(","))  # each connection adds its own
+        self._dead = [name for name in known if names.is_hex_id(name) and name != self._attempt_id]
 
     def _serve(self, store: Store) -> None:
-        queue = self._keys.queue(self._attempt_id)
+        inboxes = [
+            Inbox(store, self._keys, self._attempt_id, self._world_size),
+            *(Inbox(store, self._keys, attempt_id) for attempt_id in self._dead),
+        ]
         for peer in self.peers.values():
             self._answer_hello(store, peer)  # what was set on a connection that broke may not have arrived
         while True:
             over = self._is_over()
             self._greet(store)
-            self._drain(store, queue)
-            for attempt_id in self._dead_queues:
-                self._drain(store, self._keys.queue(attempt_id))
-            if self._flush_spool() or over:
-                self._acknowledge(store, closed=over)
+            taken, is_empty = self._drain(inboxes)
+            until = time.monotonic() + DRAIN_SECONDS
+            while over and not is_empty and time.monotonic() < until:
+                _, is_empty = self._drain(inboxes)
+            self._acknowledge(store, closed=over)
             self._watch()
             if over:
                 self._has_heard_out = True
                 return
-            self._pause(INTERVAL)
-
-    def _pop(self, store: Store, queue: str) -> tuple[dict[str, Any], bytes] | None:
-        """The queue's next message and its text; None when it is empty. Nonsense is skipped and said."""
-        from torch.distributed import QueueEmptyError  # noqa: PLC0415  # `import ddphub` must not import torch
-
-        while True:
-            try:
-                data = store.queue_pop(queue, False)  # False: do not block
-            except QueueEmptyError:
-                return None
-            message = relay.parse(data)
-            if message is not None:
-                return message, data
-            logger.warning("a message of another rank was no JSON object: %r", bytes(data[:100]))
+            if is_empty:
+                self._pause(INTERVAL if taken < BUSY_BYTES else BUSY_INTERVAL)
 
     def _greet(self, store: Store) -> None:
-        while (popped := self._pop(store, self._keys.hello)) is not None:
-            hello, _ = popped
+        while (message := pop(store, self._keys.hello)) is not None:
+            hello = relay.parse(message) or {}
             nonce, rank = hello.get("nonce"), hello.get("rank")
             if not names.is_hex_id(nonce) or not isinstance(rank, int) or not 0 < rank < self._world_size:
-                logger.warning("a hello made no sense: %s", str(hello)[:200])
+                logger.warning("a hello made no sense: %r", message[:200])
                 continue
             known = self.peers.get(rank)
             about = {key: hello.get(key) for key in ("host", "pid", "local_rank", "node")}
@@ -259,49 +267,86 @@ class Collector:
                     nonces.append(nonce)
                 first = nonces.index(nonce) * PROCESS_STRIDE
                 self.peers[rank] = Peer(rank, nonce, about, time.monotonic(), first=first, is_local=is_local)
+                self._local.pop(rank, None)
+                if is_local:
+                    self._local[rank] = self.peers[rank]
                 self._say(self.peers[rank], "joined")
             self._answer_hello(store, self.peers[rank])
 
     def _answer_hello(self, store: Store, peer: Peer) -> None:
         # The acknowledgement's key first: the rank reads it without waiting once it has the answer.
         self._acked.pop(peer.nonce, None)
-        self._acknowledge_one(store, peer, closed=False)
+        self._acknowledge_some(store, [peer], self._tell(closed=False))
         store.set(self._keys.answer(peer.nonce), to_json({**self._answer, "first": peer.first}))
 
-    def _drain(self, store: Store, queue: str) -> None:
+    def _drain(self, inboxes: Iterable[Inbox]) -> tuple[int, bool]:
+        """Takes what waits; returns how many bytes that was, and whether the queues are empty."""
+        messages: list[bytes] = []
         until = time.monotonic() + DRAIN_SECONDS
-        while time.monotonic() < until and (popped := self._pop(store, queue)) is not None:
-            try:
-                self._take(*popped)
-            except OSError as error:
-                # Not acknowledged, so its rank sends it again or spools it.
-                logger.warning("events of another rank were not taken: %s", error)
-                return
+        try:
+            are_empty = [inbox.take(messages, room=DRAIN_BYTES, deadline=until) for inbox in inboxes]
+        finally:
+            arrived = [batch for message in messages if (batch := self._take(message)) is not None]
+            # Sent twice, one is enough. A rank's large ones were read before its earlier small ones: back in order.
+            batches = {(batch.attempt_id, batch.rank, batch.first, batch.last): batch for batch in arrived}
+            if batches:
+                self._keep([batches[key] for key in sorted(batches)])
+        return sum(map(len, messages)), all(are_empty)
 
-    def _take(self, message: dict[str, Any], text: bytes) -> None:
-        kind, rank = message.get("type"), message.get("rank")
-        if not relay.is_count(rank):
-            kind = None
-        is_ours = message.get("attempt_id") != self._attempt_id or rank in self.peers
-        if kind in {"batch", "spilled"} and relay.is_batch(message) and is_ours:
-            stream = self._streams.setdefault((message["attempt_id"], message["rank"]), SeqSet())
-            first = message["first"]
-            last = message["last"] if kind == "spilled" else first + len(message["events"]) - 1
-            if kind == "batch" and not stream.covers(first, last):
-                # Its own text need not be encoded again; a reader of the spool ignores `type`.
-                self._spool.append([text.decode()])
-            stream.add(first, last)
-            self._heard(message["rank"])
+    def _take(self, message: bytes) -> Arrival | None:
+        """Heeds a message; returns its batch if that is new."""
+        if relay.is_batch(message):
+            batch = Arrival.read(message)
+            if batch is not None and self._is_expected(batch.attempt_id, batch.rank):
+                self._heard(batch.rank)
+                return None if self._stream(batch.attempt_id, batch.rank).covers(batch.first, batch.last) else batch
+        elif (content := relay.parse(message)) is not None and self._heed(content):
+            return None
+        logger.warning("a message of another rank made no sense: %r", message[:200])
+        return None
+
+    def _heed(self, content: dict[str, Any]) -> bool:
+        """Heeds a message that is no batch; False when it makes no sense."""
+        kind, rank = content.get("type"), content.get("rank")
+        if not isinstance(rank, int) or not relay.is_count(rank):
+            return False
+        if kind == "spilled" and relay.is_spilled(content) and self._is_expected(content["attempt_id"], rank):
+            self._add(content["attempt_id"], rank, content["first"], content["last"])
+            self._heard(rank)
         elif kind == "beat":
-            self._heard(rank, message.get("nonce"))
+            self._heard(rank, content.get("nonce"))
         elif kind == "goodbye":
-            self._part(message)
+            self._part(content)
         else:
-            logger.warning("a message of another rank made no sense: %s", str(message)[:200])
+            return False
+        return True
 
-    def _heard(self, rank: object, nonce: object = None) -> None:
-        peer = self.peers.get(rank) if isinstance(rank, int) else None
-        if peer is None or nonce not in {None, peer.nonce}:
+    def _keep(self, batches: list[Arrival]) -> None:
+        """Writes batches to disk; only then they count as held."""
+        try:
+            self._spool.append_lines([batch.line for batch in batches])
+            self._spool.sync()
+        except OSError as error:
+            # Not acknowledged, so their ranks send them again or spool them; what the disk took is there twice then.
+            logger.warning("events of other ranks were not taken: %s", error)
+            return
+        for batch in batches:
+            self._add(batch.attempt_id, batch.rank, batch.first, batch.last)
+
+    def _is_expected(self, attempt_id: str, rank: int) -> bool:
+        return attempt_id != self._attempt_id or rank in self.peers
+
+    def _stream(self, attempt_id: str, rank: int) -> SeqSet:
+        return self._streams.setdefault((attempt_id, rank), SeqSet())
+
+    def _add(self, attempt_id: str, rank: int, first: int, last: int) -> None:
+        self._stream(attempt_id, rank).add(first, last)
+        if attempt_id == self._attempt_id:
+            self._waiting.add(rank)
+
+    def _heard(self, rank: int, nonce: object = None) -> None:
+        peer = self.peers.get(rank)
+        if peer is None or (nonce is not None and nonce != peer.nonce):
             return
         peer.heard = time.monotonic()
         if peer.state == "lost":
@@ -319,36 +364,40 @@ class Collector:
         peer.left_at = time.monotonic()
         self._say(peer, "left", peer.failure)
 
-    def _flush_spool(self) -> bool:
-        try:
-            self._spool.sync()
-        except OSError as error:
-            logger.warning("the spool could not be flushed: %s", error)
-            return False
-        return True
+    def _tell(self, *, closed: bool) -> str:
+        """What an acknowledgement says to every rank, as the JSON behind its own."""
+        model_id, url = self._where()
+        return to_json({"model_id": model_id, "url": url, "closed": closed})[1:]
 
     def _acknowledge(self, store: Store, *, closed: bool) -> None:
-        for peer in self.peers.values():
-            self._acknowledge_one(store, peer, closed=closed)
+        """Tells the ranks of which more is held, or all when there is news for all."""
+        told = self._tell(closed=closed)
+        ranks = self._waiting if told == self._told else self.peers.keys()
+        self._acknowledge_some(store, [self.peers[rank] for rank in ranks], told)
+        self._told, self._waiting = told, set()
 
-    def _acknowledge_one(self, store: Store, peer: Peer, *, closed: bool) -> None:
-        model_id, url = self._where()
-        stream = self._streams.get((self._attempt_id, peer.rank))
-        held = stream.contiguous(peer.first) if stream else peer.first - 1
-        ack = to_json({"held": held, "model_id": model_id, "url": url, "closed": closed})
-        if self._acked.get(peer.nonce) != ack:
-            store.set(self._keys.ack(peer.nonce), ack)
-            self._acked[peer.nonce] = ack
+    def _acknowledge_some(self, store: Store, peers: Iterable[Peer], told: str) -> None:
+        acks: dict[str, str] = {}
+        for peer in peers:
+            ack = f'{{"held":{self._stream(self._attempt_id, peer.rank).contiguous(peer.first)},{told}'
+            if self._acked.get(peer.nonce) != ack:
+                acks[self._keys.ack(peer.nonce)] = self._acked[peer.nonce] = ack
+        keys = list(acks)
+        for start in range(0, len(keys), ACKS_TOGETHER):
+            some = keys[start : start + ACKS_TOGETHER]
+            store.multi_set(some, [acks[key] for key in some])
 
     def _watch(self) -> None:
         now = time.monotonic()
-        for peer in self.peers.values():
-            if peer.state == "left" or (peer.state == "lost" and peer.reason == GONE):
-                continue
-            if peer.is_gone:
+        for peer in self._local.values():
+            if peer.state != "left" and peer.reason != GONE and peer.is_gone:
                 peer.gone_at = now
                 self._say(peer, "lost", GONE)
-            elif peer.state != "lost" and now - peer.heard > relay.LOST:
+        if now < self._next_watch:
+            return
+        self._next_watch = now + WATCH_INTERVAL
+        for peer in self.peers.values():
+            if now - peer.heard > relay.LOST and peer.state not in {"left", "lost"}:
                 self._say(peer, "lost", f"not heard of for {relay.LOST:g} s")
 
     def _say(self, peer: Peer, state: str, reason: str | None = None) -> None:

@@ -11,12 +11,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from ddphub import names
-from ddphub.distributed import relay
+from ddphub.distributed import post, relay
 from ddphub.distributed.rendezvous import Rendezvous, Store
 from ddphub.distributed.topology import Topology
 from ddphub.events import to_json
@@ -24,10 +24,28 @@ from ddphub.events import to_json
 logger = logging.getLogger(__name__)
 
 TICK: Final = 0.1
-"""Seconds between two looks of the courier's thread when nobody wakes it."""
+"""Seconds between two looks for the answer to a hello, and later ones while nothing else says when to look."""
 
-ACK_INTERVAL: Final = 0.5
-"""Seconds between two reads of the acknowledgement."""
+SLOW_TICK: Final = 0.5
+FAST_START: Final = 3.0
+"""The same after FAST_START seconds without an answer: thousands of ranks must not keep the store from rank 0."""
+
+ASK_PAUSE: Final = 1.5
+"""Seconds between two reads of the acknowledgement while little is unacknowledged. Each costs the store about 10 us,
+and a large world has thousands of ranks."""
+
+BUSY_ASK_PAUSE: Final = 0.02
+"""The same while more than a quarter of `relay.WINDOW` is."""
+
+IDLE_ASK_PAUSE: Final = 5.0
+"""The same while nothing is: rank 0 may have learned the model's URL."""
+
+LAST_ASK_PAUSE: Final = 0.02
+"""The same while `finish` waits."""
+
+ASK_SHARE: Final = 50e-6
+"""Seconds between two ranks' reads of it, at the least: all ranks of a large world end at one time, and rank 0 takes
+their goodbyes through the same store."""
 
 RESEND_AFTER: Final = 2.0
 """Seconds without progress after which the oldest unacknowledged batch is pushed again."""
@@ -93,6 +111,23 @@ class _Held:
         return self.batch.count
 
 
+@dataclass
+class Clock:
+    """When a courier last did what it does again and again (time.monotonic).
+
+    Attributes:
+        answered: its hello was answered.
+        asked: it read the acknowledgement.
+        said: it sent something, which is a sign of life.
+        greeted: it said hello.
+    """
+
+    answered: float = field(default_factory=time.monotonic)
+    asked: float = field(default_factory=time.monotonic)
+    said: float = field(default_factory=time.monotonic)
+    greeted: float = field(default_factory=time.monotonic)
+
+
 class Courier:
     """Carries events of one rank other than 0. A `Carrier` for the outbox.
 
@@ -124,6 +159,8 @@ class Courier:
         self._keys = keys
         self._spool = spool
         self._about = about
+        self._window = relay.window(topology.world_size)
+        self._least_pause = topology.world_size * ASK_SHARE
         self._lock = threading.Lock()  # held for moments only, never around I/O
         self._spilling = threading.Lock()  # around a write to the spool file: flush and outbox may both want to
         self._unanswered: list[str] = []
@@ -192,6 +229,8 @@ class Courier:
             return held + left_behind + len(self._unanswered)
 
     def _hold(self, events: Sequence[str], now: float) -> None:
+        if not self._held:
+            self._progress = now
         for group in relay.split(list(events)):
             batch = relay.pack(self._stream_id, self._topology.rank, self._next_seq, group)
             self._next_seq = batch.last + 1
@@ -199,7 +238,7 @@ class Courier:
 
     def _spill_overdue(self, now: float) -> None:
         with self._lock:
-            too_much = self._unanswered_bytes > relay.UNANSWERED_WINDOW or self._held_bytes() > relay.WINDOW
+            too_much = self._unanswered_bytes > relay.UNANSWERED_WINDOW or self._held_bytes() > self._window
             late = any(not held.spilled and now - held.since > ACK_LATE for held in self._held)
             late = late or (bool(self._unanswered) and now - self._unanswered_since > ANSWER_LATE)
         if too_much or late or self.gave_up or self._stopped or self._left_behind:
@@ -301,32 +340,44 @@ class Courier:
         store.queue_push(self._keys.hello, to_json(hello))
 
     def _serve(self, store: Store) -> None:
-        last_ack = last_beat = last_hello = time.monotonic()
+        self._await_answer(store)
+        clock = Clock()
+        while not self._stopped:
+            next_turn = self.take_turn(store, clock)
+            self._wait(max(0.0, next_turn - time.monotonic()))
+
+    def take_turn(self, store: Store, clock: Clock) -> float:
+        """Does what is due; returns when to come again if no event comes before (time.monotonic). After the answer."""
+        now = time.monotonic()
+        if self._push(store, now):
+            clock.said = now
+        if now >= self._next_ask(clock):
+            clock.asked = now
+            self._take_ack(store)
+        if now - clock.said >= relay.BEAT:
+            clock.said = now
+            beat = {"type": "beat", "nonce": self.nonce, "rank": self._topology.rank}
+            self._send(store, [to_json(beat).encode()], now)
+        if self._held and now - max(self._progress, clock.greeted) > ACK_LATE:
+            # Another rank 0 may own the queue by now (a restart that this process outlived).
+            clock.greeted = now
+            self._say_hello(store)
+            self._take_answer(store)
+        return min(clock.said + relay.BEAT, self._next_ask(clock))
+
+    def _await_answer(self, store: Store) -> None:
+        started = last_hello = time.monotonic()
         patience = ACK_LATE
         while not self._stopped:
+            self._take_answer(store)
+            if self.answer is not None:
+                return
             now = time.monotonic()
-            if self.answer is None:
-                self._take_answer(store)
-                if self.answer is None:
-                    if now - last_hello > patience:
-                        # Whoever took the hello from its queue may have died, or lost its connection, with it.
-                        last_hello, patience = now, 2 * patience
-                        self._say_hello(store)
-                    self._wait(TICK)
-                    continue
-            self._push(store, now)
-            if now - last_ack >= ACK_INTERVAL or self._goodbye is not None:
-                last_ack = now
-                self._take_ack(store)
-            if now - last_beat >= relay.BEAT:
-                last_beat = now
-                self._send(store, {"type": "beat", "nonce": self.nonce, "rank": self._topology.rank})
-            if self._held and now - max(self._progress, last_hello) > ACK_LATE:
-                # Another rank 0 may own the queue by now (a restart that this process outlived).
-                last_hello = now
+            if now - last_hello > patience:
+                # Whoever took the hello from its queue may have died, or lost its connection, with it.
+                last_hello, patience = now, 2 * patience
                 self._say_hello(store)
-                self._take_answer(store)
-            self._wait(TICK)
+            self._wait(TICK if now - started < FAST_START else SLOW_TICK)
 
     def _wait(self, seconds: float) -> None:
         self._wake.wait(seconds)
@@ -362,7 +413,8 @@ class Courier:
             with self._spilling:
                 self._spool.adopt(answer, self.nonce)
 
-    def _push(self, store: Store, now: float) -> None:
+    def _push(self, store: Store, now: float) -> bool:
+        """Sends what is not on its way; returns whether there was anything."""
         with self._lock:
             if self._held and now - max(self._progress, self._resent) > RESEND_AFTER:
                 # A cut connection can lose one push in the middle while later ones arrive.
@@ -370,33 +422,59 @@ class Courier:
                 self._held[0].pushed = False
             in_flight = sum(held.pushed_bytes for held in self._held)
             waiting = [held for held in self._held if not held.pushed]
+        outgoing: list[bytes] = []
         for held in waiting:
             batch = held.batch
             if held.spilled:
-                content = {"attempt_id": self._stream_id, "rank": self._topology.rank, "first": batch.first}
-                self._send(store, {"type": "spilled", **content, "last": batch.last})
-            elif in_flight <= relay.WINDOW or held.pushed_bytes:
-                store.queue_push(self._keys.queue(self._stream_id), '{"type":"batch",' + batch.text[1:])
+                place = {"attempt_id": self._stream_id, "rank": self._topology.rank}
+                outgoing.append(
+                    to_json({"type": "spilled", **place, "first": batch.first, "last": batch.last}).encode()
+                )
+            elif in_flight <= self._window or held.pushed_bytes:
+                outgoing.append(batch.to_message())
                 held.pushed_bytes += len(batch.text)
                 in_flight += len(batch.text)
             else:
                 # Rank 0 does not drain: what is on its way already is all that may pile up in the store.
                 break
             held.pushed = True
+        self._send(store, outgoing, now)
         goodbye = self._goodbye
         # Behind every batch: rank 0 stops listening when it has heard all goodbyes.
         with self._lock:
             all_pushed = all(held.pushed for held in self._held)
         if goodbye is not None and all_pushed and not self._said_goodbye.is_set():
             place = {"nonce": self.nonce, "rank": self._topology.rank}
-            self._send(store, {"type": "goodbye", **place, **goodbye()})
+            # Through the queue, whatever its size, see `post.Inbox.take`.
+            store.queue_push(self._keys.queue(self._stream_id), to_json({"type": "goodbye", **place, **goodbye()}))
             self._said_goodbye.set()
+        return bool(outgoing)
 
-    def _send(self, store: Store, message: dict[str, Any]) -> None:
-        store.queue_push(self._keys.queue(self._stream_id), to_json(message))
+    def _send(self, store: Store, messages: list[bytes], now: float) -> None:
+        # A box that rank 0 does not empty would grow past what it can empty in one request.
+        is_stuck = bool(self._held) and now - self._progress > ACK_LATE
+        post.send(store, self._keys, self._stream_id, self._topology.rank, messages, by_queue=is_stuck)
+
+    def _next_ask(self, clock: Clock) -> float:
+        """When to read the acknowledgement again (time.monotonic)."""
+        last = clock.asked
+        if self._goodbye is not None:
+            return last + max(LAST_ASK_PAUSE, self._least_pause)
+        with self._lock:
+            if self._held_bytes() > relay.WINDOW // 4:
+                return last + max(BUSY_ASK_PAUSE, self._least_pause)
+            if self._held:
+                # No sooner than rank 0 can have it.
+                return max(last, self._held[0].since) + ASK_PAUSE
+        is_new = self.model_id is None and last < clock.answered + 2 * IDLE_ASK_PAUSE
+        return last + (ASK_PAUSE if is_new else IDLE_ASK_PAUSE)
 
     def _take_ack(self, store: Store) -> None:
-        content = json.loads(store.get(self._keys.ack(self.nonce)))
+        # `get` would wait for the key first, in a round trip of its own; of a key that is there this changes nothing.
+        text = store.compare_set(self._keys.ack(self.nonce), "", "")
+        if not text:
+            return
+        content = json.loads(text)
         self.model_id, self.url = content["model_id"], content["url"]
         with self._lock:
             while self._held and self._held[0].batch.last <= content["held"]:

@@ -7,6 +7,7 @@ No rank can stall another: a rank pushes to a queue and goes on; rank 0 pops whe
 | queue `<namespace>/<ordinal>/hello` | hellos of new processes: nonce, rank, host, pid, local_rank, node |
 | key `<namespace>/<ordinal>/answer/<nonce>` | rank 0's answer: run_id, attempt_id, queue, folder |
 | queue `<namespace>/<ordinal>/queue/<attempt_id>` | messages to rank 0 of this attempt, see below |
+| keys `<namespace>/<ordinal>/box/<attempt_id>/<n>` | the small ones of them, a line each, see post.py |
 | key `<namespace>/<ordinal>/ack/<nonce>` | rank 0's word: held, model_id, url, closed, asked again and again |
 | key `<namespace>/<ordinal>/run` | the run id that rank 0 chose; a restart in place continues it |
 | key `<namespace>/<ordinal>/attempts` | attempt ids, comma-separated: a later rank 0 drains a dead world's queue |
@@ -14,21 +15,24 @@ No rank can stall another: a rank pushes to a queue and goes on; rank 0 pops whe
 `<ordinal>` counts the calls of `init` in a process: every rank calls it in the same order. Nothing in the environment
 names a world reliably, so a process makes itself known by a random nonce, and only rank 0 of its own world answers.
 
-Messages are JSON objects, never pickle; `type` is one of
+A batch of events is the text `batch`, a checksum of what comes next up to its line's own, the number of its events, and
+its line as spool files have it: rank 0 compares both checksums and appends the line as it is, without reading the
+events. The other messages are JSON objects, never pickle; `type` is one of
 
 | type | fields |
 | --- | --- |
-| `batch` | attempt_id, rank, first, events: see events.py |
 | `spilled` | attempt_id, rank, first, last: these are in the rank's own spool file; count them as held |
 | `beat` | nonce, rank |
 | `goodbye` | nonce, rank, reported, dropped, failure: text or null, left_in: folder with undelivered files or null |
 """
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any, Final
 
 from ddphub import names
+from ddphub.checksum import CHECKSUM, with_checksum, without_checksum
 
 BEAT: Final = 5.0
 """Seconds between two signs of life of a rank."""
@@ -37,7 +41,13 @@ LOST: Final = 15.0
 """Seconds of silence after which a rank is shown as lost."""
 
 WINDOW: Final = 256 * 1024
-"""Bytes that a rank holds in memory unacknowledged; past it they go to its spool file."""
+"""Bytes that a rank may hold in memory unacknowledged in any world; past them they go to its spool file."""
+
+LARGEST_WINDOW: Final = 16 * 1024 * 1024
+"""The same in a small world."""
+
+IN_STORE: Final = 256 * 1024 * 1024
+"""Bytes that all ranks together may leave in the store, as long as each has its WINDOW."""
 
 UNANSWERED_WINDOW: Final = 4 * 1024 * 1024
 """The same while rank 0 has not answered: what is spilled then carries the nonce for an attempt id, so it is better
@@ -87,6 +97,15 @@ class Keys:
         """Queue of an attempt's messages."""
         return self._name("queue", attempt_id)
 
+    def box(self, attempt_id: str, number: int) -> str:
+        """Key of one of an attempt's boxes, for small messages."""
+        return self._name("box", attempt_id, str(number))
+
+
+def window(world_size: int) -> int:
+    """Bytes that a rank of this world may hold unacknowledged."""
+    return max(WINDOW, min(LARGEST_WINDOW, IN_STORE // world_size))
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -106,6 +125,58 @@ class Batch:
     def count(self) -> int:
         """Number of events."""
         return self.last - self.first + 1
+
+    def to_message(self) -> bytes:
+        """As it travels."""
+        line = with_checksum(self.text.encode())
+        # A wrong number would acknowledge events that are not there.
+        return _BATCH + with_checksum(b"%d %b" % (self.count, line[:CHECKSUM])) + line[CHECKSUM:]
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A batch as rank 0 got it.
+
+    Attributes:
+        attempt_id: of its stream, or the nonce.
+        rank: of its stream.
+        first: seq of the first event.
+        last: seq of the last one.
+        line: its line for the spool file.
+    """
+
+    attempt_id: str
+    rank: int
+    first: int
+    last: int
+    line: bytes
+
+    @classmethod
+    def read(cls, message: bytes) -> "Arrival | None":
+        """The batch in a message, or None: the sender is another process and may say anything.
+
+        That the events are JSON is not looked at: whoever reads the spool does, as with a rank's own file.
+        """
+        front = _FRONT.match(message)
+        line = message[front.start(2) :] if front else b""
+        text = without_checksum(line)
+        head = _HEAD.match(text) if text is not None else None
+        if front is None or without_checksum(front[0].removeprefix(_BATCH)) is None or head is None or b"\n" in line:
+            return None
+        attempt_id, rank, first = head[1].decode(), int(head[2]), int(head[3])
+        last = first + int(front[1]) - 1
+        return cls(attempt_id, rank, first, last, line + b"\n") if is_count(first, last) else None
+
+
+_BATCH: Final = b"batch "
+_FRONT: Final = re.compile(rb"batch [0-9a-f]{8} ([1-9][0-9]{0,8}) ([0-9a-f]{8})")
+_HEAD: Final = re.compile(rb'\{"attempt_id":"([0-9a-f]{32})","rank":([0-9]{1,9}),"first":([0-9]{1,19}),"events":\[\{')
+"""How `pack` begins."""
+
+
+def is_batch(message: bytes) -> bool:
+    """Whether a message says that it is a batch."""
+    return message.startswith(_BATCH)
 
 
 def pack(attempt_id: str, rank: int, first: int, events: list[str]) -> Batch:
@@ -141,14 +212,12 @@ def _refuse(constant: str) -> None:
     raise ValueError(constant)
 
 
-def is_batch(message: dict[str, Any]) -> bool:
-    """Whether a `batch` or `spilled` message holds what one must."""
-    if not names.is_hex_id(message.get("attempt_id")) or not is_count(message.get("rank"), message.get("first")):
+def is_spilled(message: dict[str, Any]) -> bool:
+    """Whether a `spilled` message holds what one must."""
+    if not names.is_hex_id(message.get("attempt_id")):
         return False
-    if message.get("type") == "spilled":
-        return is_count(message.get("last")) and message["last"] >= message["first"]
-    events = message.get("events")
-    return isinstance(events, list) and bool(events) and all(isinstance(event, dict) for event in events)
+    numbers = (message.get("rank"), message.get("first"), message.get("last"))
+    return is_count(*numbers) and message["last"] >= message["first"]
 
 
 def is_count(*values: object) -> bool:

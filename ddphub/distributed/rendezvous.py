@@ -39,7 +39,7 @@ _server: Any = None
 class Store(Protocol):
     """What the relay uses of torch's TCPStore, which is imported late; every call may raise RuntimeError."""
 
-    def queue_push(self, key: str, value: str, /) -> None:
+    def queue_push(self, key: str, value: str | bytes, /) -> None:
         """Appends to a queue; not acknowledged, and without a timeout."""
 
     def queue_pop(self, key: str, block: bool, /) -> bytes:
@@ -54,11 +54,17 @@ class Store(Protocol):
     def check(self, keys: list[str], /) -> bool:
         """Whether all keys are there."""
 
-    def append(self, key: str, value: str, /) -> None:
-        """Appends to a key's value."""
+    def append(self, key: str, value: str | bytes, /) -> None:
+        """Appends to a key's value; makes the key. Not acknowledged, as no `set` is."""
 
-    def compare_set(self, key: str, expected: str, desired: str, /) -> bytes:
+    def compare_set(self, key: str, expected: str | bytes, desired: str | bytes, /) -> bytes:
         """Sets a key that is absent (`expected` empty) or has the expected value; returns its value then."""
+
+    def multi_get(self, keys: list[str], /) -> list[bytes]:
+        """The values of keys; waits for all of them."""
+
+    def multi_set(self, keys: list[str], values: list[str], /) -> None:
+        """Sets keys."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from ddphub.checkpoints.staging import Slot, StagingArea
@@ -49,6 +49,7 @@ class Session:
         staging: the staging area.
         client: the hub, or None for an offline run.
         rate_limits: seconds between requests.
+        on_reached: called once the hub has registered the run, in a thread of the session.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Session:
         staging: StagingArea,
         client: HubClient | None,
         rate_limits: RateLimits,
+        on_reached: Callable[[], None] = lambda: None,
     ) -> None:
         self._info = info
         self._attempt_id: str | None = attempt_id
@@ -67,6 +69,7 @@ class Session:
         self._staging = staging
         self._client = client
         self._rate_limits = rate_limits
+        self._on_reached = on_reached
         self._loops: list[Loop] = []
         self._ready = False
         self._reached = False
@@ -267,6 +270,7 @@ class Session:
             if not self._ready:
                 self._ready = self._reached = True
                 self._checkpoints.wake()
+                self._on_reached()
 
     def _send_events(self, finishing: bool) -> bool:
         no_more_checkpoints = finishing and self._checkpoints.join(0.0)

@@ -10,6 +10,7 @@ from jobs import wait_until
 from torch.distributed import QueueEmptyError, TCPStore
 
 from chaos.tcp_proxy import TcpProxy, WireFault
+from ddphub.checksum import without_checksum
 from ddphub.distributed import courier as courier_module
 from ddphub.distributed import relay
 from ddphub.distributed.collector import Collector
@@ -33,8 +34,8 @@ class Kept:
         self.collected = []
         self.spilled = []
 
-    def append(self, texts):
-        self.collected += texts
+    def append_lines(self, lines):
+        self.collected += [without_checksum(line.rstrip(b"\n")).decode() for line in lines]
 
     def sync(self):
         pass

@@ -1,5 +1,7 @@
 """The outbox: order, encoding, bounds, and what one bad event may not do to the others."""
 
+import gc
+import itertools
 import json
 import math
 import subprocess
@@ -81,6 +83,47 @@ def test_many_threads_may_put(outbox, carrier):
         assert steps == list(range(500))
 
 
+def test_logged_metrics_keep_their_place_among_other_events(outbox, carrier):
+    """Both ways into the outbox are one queue."""
+    before = time.time()
+    outbox.log({"loss": 0.5}, 1, None)
+    outbox.put({"time": 0.0, "kind": "log", "level": "info", "message": "between"})
+    outbox.log({"loss": math.nan, "ok": True}, 2, 7)
+    assert outbox.flush(30)
+    first, between, second = carrier.events
+    assert before <= first.pop("time") <= second.pop("time") <= time.time()
+    assert first == {"kind": "metrics", "step": 1, "epoch": None, "values": {"loss": 0.5}}
+    assert between["message"] == "between"
+    assert second == {"kind": "metrics", "step": 2, "epoch": 7, "values": {"loss": "NaN", "ok": True}}
+
+
+def test_logged_values_are_checked_when_they_are_packed(carrier):
+    """One that is left with none, or whose check fails, takes no other with it."""
+
+    def check(values):
+        if "raise" in values:
+            raise ValueError("no")
+        return {name: value for name, value in values.items() if name != "bad"}
+
+    outbox = Outbox(carrier, check)
+    for step, values in enumerate([{"bad": 1, "good": 2}, {"bad": 1}, {"raise": 1}, {"good": 3}]):
+        outbox.log(values, step, None)
+    assert outbox.flush(30)
+    assert [(event["step"], event["values"]) for event in carrier.events] == [(0, {"good": 2}), (3, {"good": 3})]
+    assert (outbox.packed, outbox.dropped) == (2, 1)
+    outbox.close()
+
+
+def test_logging_leaves_nothing_for_the_garbage_collector(outbox):
+    """Or it would look through all objects of a training every so many steps, for 0.1 s."""
+    with outbox._packing:
+        gc.collect()
+        before = len(gc.get_objects())
+        for step in range(1000):
+            outbox.log({"loss": 0.5, "lr": 0.1}, step, None)
+        assert len(gc.get_objects()) - before < 100
+
+
 def test_what_is_packed_is_json(outbox, carrier):
     """Numbers that are not finite become their names; every text is ASCII on one line."""
     outbox.put(metrics(nan=math.nan, up=math.inf, down=-math.inf, fine=1.5, yes=True, text="ok"))
@@ -111,9 +154,35 @@ def test_an_event_of_just_the_limit_is_kept(outbox, carrier):
     assert [len(text) for text in carrier.texts] == [MAX_EVENT_BYTES]
 
 
+def test_a_signal_handler_may_log_at_any_moment_of_a_log(monkeypatch):
+    """It interrupts the training thread wherever that is, with whatever lock that holds."""
+    monkeypatch.setattr(outbox_module, "MANY", 2)
+    reached = []
+
+    def train(outbox, moment):
+        events = itertools.count()
+        for step in range(outbox_module.MANY):
+            outbox.log({"loss": 0.5}, step, None)
+        sys.setprofile(lambda *_: outbox.log({"handler": 1}, 0, None) if next(events) == moment else None)
+        outbox.log({"loss": 0.5}, outbox_module.MANY, None)
+        sys.setprofile(None)
+        reached.append(next(events))
+
+    for moment in range(40):
+        outbox = Outbox(Collecting())
+        with outbox._packing:
+            thread = threading.Thread(target=train, args=(outbox, moment), daemon=True)
+            thread.start()
+            thread.join(20)
+            assert len(reached) == moment + 1
+        outbox.close()
+    assert max(reached) < 40  # all moments were tried
+
+
 def test_memory_is_bounded(monkeypatch):
     """Events beyond the capacity are dropped and counted while the carrier is slow."""
     monkeypatch.setattr(outbox_module, "CAPACITY", 100)
+    monkeypatch.setattr(outbox_module, "MANY", 50)
     entered, release = threading.Event(), threading.Event()
 
     class Slow(Collecting):
@@ -125,8 +194,9 @@ def test_memory_is_bounded(monkeypatch):
     carrier = Slow()
     outbox = Outbox(carrier)
     assert entered.wait(150)
-    for step in range(250):
+    for step in range(0, 250, 2):
         outbox.put(metrics(step))
+        outbox.log({"loss": 0.5}, step + 1, None)
     assert outbox.dropped == 150
     release.set()
     assert outbox.flush(60)
@@ -184,7 +254,7 @@ def test_the_carrier_is_never_called_by_two_at_once():
     for step in range(200):
         outbox.put(metrics(step))
         if step % 5 == 0:
-            outbox._wake.set()
+            outbox._wake.put(None)
             outbox.flush(30)
     assert outbox.flush(30)
     assert not overlaps

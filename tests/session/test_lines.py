@@ -72,6 +72,16 @@ def test_lines_come_back_in_order_with_their_offsets(path):
     writer.close()
 
 
+def test_lines_with_their_checksums_are_appended_together(path):
+    """As rank 0 gets them from other ranks."""
+    writer = written(path, {"n": 0})
+    writer.append_lines([line_of({"n": 1}), line_of({"n": 2})])
+    writer.append([to_json({"n": 3})])
+    writer.sync()
+    writer.close()
+    assert records(path) == [{"n": number} for number in range(4)]
+
+
 def test_an_appended_line_is_there_for_other_readers_at_once(path):
     """Without sync or close: a SIGKILL takes nothing that was appended."""
     program = (
@@ -258,6 +268,20 @@ def test_a_full_disk_leaves_nothing_half_written(small_disk):
     writer.sync()
     writer.close()
     assert [record["n"] for record in records(path)] == list(range(13))
+
+
+def test_a_full_disk_keeps_whole_lines_of_many(small_disk):
+    """It took some of them, and none in part; what the writer appends later is read."""
+    path = small_disk / "events.jsonl"
+    writer = LineWriter(path)
+    lines = [line_of({"n": number, "text": "x" * 1000}) for number in range(10_000)]
+    with pytest.raises(OSError, match="No space"):
+        writer.append_lines(lines)
+    kept = records(path)
+    assert kept == [{"n": number, "text": "x" * 1000} for number in range(len(kept))]
+    assert 0 < len(kept) < len(lines)
+    assert path.read_bytes().endswith(b"\n")
+    writer.close()
 
 
 def test_a_disk_that_is_full_from_the_start_takes_lines_later(small_disk):
