@@ -65,11 +65,12 @@ class Claims:
         self._has_home = layout.root.parent.exists()
         self._unreleased: set[str] = set()  # own claims that the disk did not let go of
 
-    def claim(self, slot: Slot, find_committed: Callable[[Slot], str | None]) -> tuple[str, bool]:
+    def claim(self, slot: Slot, size: int, find_committed: Callable[[Slot], str | None]) -> tuple[str, bool]:
         """Claim a slot, or find who has it.
 
         Args:
             slot: the slot.
+            size: bytes that are about to be copied: others count them from now on.
             find_committed: the committed entry of a slot, asked only when the slot's record is unreadable.
 
         Returns:
@@ -87,7 +88,7 @@ class Claims:
                     if self._record(held).state != "dead":
                         return held, False
                     abandoned = held
-                self._open(entry_id, slot)
+                self._open(entry_id, slot, size)
                 self._write_slot(slot, entry_id)
             if abandoned is not None:
                 # Whatever stays is taken care of by `recover`: no slot leads to it any more.
@@ -100,12 +101,8 @@ class Claims:
         """A place in `incoming/` that no slot leads to."""
         entry_id = new_hex_id()
         with self.released_on_error(entry_id), self._locked():
-            self._open(entry_id, None)
+            self._open(entry_id, None, 0)
         return entry_id
-
-    def reserve(self, entry_id: str, slot: Slot, size: int) -> None:
-        """Announce the bytes that are about to be copied, so that others count them."""
-        self._write_owner(entry_id, slot, size)
 
     @contextmanager
     def holding(self, entry_id: str, slot: Slot) -> Iterator[None]:
@@ -183,10 +180,13 @@ class Claims:
 
     def used(self) -> int:
         """Bytes in `incoming/`, with those announced and not yet there."""
-        removing = (name for name in list_names(self._layout.arrivals) if name.startswith(REMOVING))
-        return sum(claim.size for claim in self.pending()) + sum(
-            tree_size(self._layout.arrivals / name) for name in removing
-        )
+        used = 0
+        for name in list_names(self._layout.arrivals):
+            if is_hex_id(name):
+                used += max(self._read_owner(name)[2], self._written(name))
+            elif name.startswith(REMOVING):
+                used += tree_size(self._layout.arrivals / name)
+        return used
 
     def sync(self, slot: Slot) -> None:
         """Bring a slot's record to the disk."""
@@ -197,6 +197,11 @@ class Claims:
 
     def _record(self, entry_id: str) -> PendingClaim:
         """What a claim's record says; its size is what it announces."""
+        owner, slot, reserved = self._read_owner(entry_id)
+        return PendingClaim(entry_id, slot, owner, "unknown" if owner is None else owner.state(), reserved)
+
+    def _read_owner(self, entry_id: str) -> tuple[Owner | None, Slot | None, int]:
+        """A claim's owner, its slot and the bytes that it announces, as far as its record says."""
         owner: Owner | None = None
         slot: Slot | None = None
         reserved = 0
@@ -205,22 +210,18 @@ class Claims:
             owner = Owner.from_json(record.get("owner"))
             slot = None if record.get("slot") is None else Slot.from_json(record["slot"])
             reserved = record["reserved"] if type(record.get("reserved")) is int else 0
-        return PendingClaim(entry_id, slot, owner, "unknown" if owner is None else owner.state(), reserved)
+        return owner, slot, reserved
+
+    def _written(self, entry_id: str) -> int:
+        folder = self._layout.incoming(entry_id)
+        return tree_size(folder / FILES) + tree_size(folder / SCRATCH)
 
     def _pending(self, entry_id: str) -> PendingClaim:
         record = self._record(entry_id)
-        folder = self._layout.incoming(entry_id)
-        return replace(record, size=max(record.size, tree_size(folder / FILES) + tree_size(folder / SCRATCH)))
+        return replace(record, size=max(record.size, self._written(entry_id)))
 
-    def _find_pending(self, slot: Slot) -> str | None:
-        records = map(self._record, filter(is_hex_id, list_names(self._layout.arrivals)))
-        return next((record.entry_id for record in records if record.slot == slot), None)
-
-    def _open(self, entry_id: str, slot: Slot | None) -> None:
+    def _open(self, entry_id: str, slot: Slot | None, reserved: int) -> None:
         make_private(self._layout.incoming(entry_id))
-        self._write_owner(entry_id, slot, 0)
-
-    def _write_owner(self, entry_id: str, slot: Slot | None, reserved: int) -> None:
         record = {
             "owner": Owner.current().to_json(),
             "slot": None if slot is None else asdict(slot),

@@ -17,7 +17,10 @@ from ddphub.checkpoints.layout import DIGEST, FILES, RECORD
 from ddphub.errors import StagingError
 from ddphub.files import open_regular
 
-_PIECE: Final = 1024 * 1024
+_PIECE: Final = 8 * 1024 * 1024
+"""Bytes read and hashed at a time, without the interpreter. Each time it may be 5 ms until a training thread that
+computes in Python lets it go, so small pieces would take long."""
+
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _logger = logging.getLogger(__name__)
 

@@ -49,6 +49,8 @@ def disk_errors(doing: str) -> Iterator[None]:
 
 def make_private(folder: Path) -> None:
     """Make a folder and its missing parents with mode 0700; one that exists keeps its mode."""
+    if folder.is_dir():
+        return
     try:
         folder.mkdir(FOLDER_MODE)
     except FileExistsError:

@@ -1,6 +1,7 @@
 """Where everything lies in a staging area; the folder tree is drawn in `staging`."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -18,17 +19,17 @@ class Layout:
 
     root: Path
 
-    @property
+    @cached_property
     def lock(self) -> Path:
         """The lock file; never deleted."""
         return self.root / "staging.lock"
 
-    @property
+    @cached_property
     def slots(self) -> Path:
         """The folder of the slots' records."""
         return self.root / "slots"
 
-    @property
+    @cached_property
     def arrivals(self) -> Path:
         """The folder of what is not committed, or not any more."""
         return self.root / "incoming"

@@ -8,7 +8,7 @@ and they do not show a writer that pauses between two writes.
 import fcntl
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -25,11 +25,44 @@ class Busy(StagingError):
 _EAGAIN_SAYS_NOTHING: Final = frozenset({"nfs", "nfs4", "cifs", "smb3"})
 
 
-@contextmanager
-def unwritten(fd: int, path: Path) -> Iterator[Callable[[], None]]:
-    """Guard the reading of an open file; gives a check to call between reads. Any process, any thread.
+class Watch:
+    """Looks, whenever it is called, whether an open file is, or was, written since it was made.
 
-    A last check is made at the end of the block, so what was read in it is not torn once the block is left.
+    Attributes:
+        leased: whether the kernel tells; else size and times do, which a writer can fool.
+
+    Raises:
+        Busy: as `take_lease`.
+    """
+
+    def __init__(self, fd: int, path: Path) -> None:
+        self._fd = fd
+        self._path = path
+        # Before the lease: a write between the two shows.
+        self._before = self._size_and_times()
+        self.leased = take_lease(fd, path)
+
+    def __call__(self) -> None:
+        """Look.
+
+        Raises:
+            Busy: someone writes, or wrote, the file.
+        """
+        if self.leased and fcntl.fcntl(self._fd, fcntl.F_GETLEASE) != fcntl.F_RDLCK:
+            raise Busy(f"{self._path} was opened for writing")
+        if self._size_and_times() != self._before:
+            raise Busy(f"{self._path} was changed")
+
+    def _size_and_times(self) -> tuple[int, int, int]:
+        now = os.fstat(self._fd)
+        return now.st_size, now.st_mtime_ns, now.st_ctime_ns
+
+
+@contextmanager
+def unwritten(fd: int, path: Path) -> Iterator[Watch]:
+    """Guard the reading of an open file; gives a watch to call between reads. Any process, any thread.
+
+    A last look is taken at the end of the block, so what was read in it is not torn once the block is left.
 
     Args:
         fd: open for reading only.
@@ -38,23 +71,13 @@ def unwritten(fd: int, path: Path) -> Iterator[Callable[[], None]]:
     Raises:
         Busy: someone writes, or wrote, the file.
     """
-    before = os.fstat(fd)
-    leased = take_lease(fd, path)
-
-    def check() -> None:
-        if leased and fcntl.fcntl(fd, fcntl.F_GETLEASE) != fcntl.F_RDLCK:
-            raise Busy(f"{path} was opened for writing")
-        now = os.fstat(fd)
-        if (now.st_size, now.st_mtime_ns, now.st_ctime_ns) != (before.st_size, before.st_mtime_ns, before.st_ctime_ns):
-            raise Busy(f"{path} was changed")
-
+    watch = Watch(fd, path)
     try:
-        # The stat above came before the lease: a write between the two shows here.
-        check()
-        yield check
-        check()
+        watch()
+        yield watch
+        watch()
     finally:
-        if leased:
+        if watch.leased:
             # Closing is not enough: a child forked meanwhile shares the open file and with it the lease.
             with suppress(OSError):
                 fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)

@@ -7,6 +7,7 @@ owner is a host (its name, its boot and its pid namespace), a pid, and the time 
 import os
 import socket
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
@@ -32,9 +33,8 @@ class Owner:
 
     @classmethod
     def current(cls) -> Self:
-        """The calling process. Not cached: after a fork the child is another process."""
-        pid = os.getpid()
-        return cls(host=_host(), pid=pid, started=_started(pid) or 0)
+        """The calling process."""
+        return cls(*_current())
 
     @classmethod
     def from_json(cls, value: object) -> Self:
@@ -65,6 +65,18 @@ class Owner:
         return "alive" if started == self.started else "dead"
 
 
+@cache
+def _current() -> tuple[str, int, int]:
+    """What `Owner.current` is made of; a save asks several times."""
+    pid = os.getpid()
+    return _host(), pid, _started(pid) or 0
+
+
+# After a fork the child is another process.
+os.register_at_fork(after_in_child=_current.cache_clear)
+
+
+@cache
 def _host() -> str:
     """This host as no other host and no other boot is called; containers that share a kernel differ too."""
     try:
@@ -73,6 +85,10 @@ def _host() -> str:
     except OSError:
         boot = pids = "?"
     return f"{socket.gethostname()}/{boot}/{pids}"
+
+
+# The child may be the first one of another pid namespace (unshare(2)), where the same pid is another process.
+os.register_at_fork(after_in_child=_host.cache_clear)
 
 
 def _started(pid: int) -> int | None:

@@ -1,16 +1,13 @@
 """A copy of a checkpoint that nobody was writing while it was made.
 
-Contract: call after the writer has closed the file. The copy shares blocks where the file system can (FICLONE), is
-made inside the kernel where it can (copy_file_range), and is a plain copy in small pieces elsewhere. It is never a
-hard link: trainers rewrite `last.pt` in place. What was being written meanwhile is thrown away and copied again,
-at most `len(PAUSES)` times.
+Contract: call after the writer has closed the file. How the bytes get there says `copying`. It is never a hard link:
+trainers rewrite `last.pt` in place. What was being written meanwhile is thrown away and copied again, at most
+`len(PAUSES)` times.
 
 Where leases do not work (see `lease`) a writer is noticed by size, times and inode only. That is weaker: one that
 pauses between two writes is not seen.
 """
 
-import errno
-import fcntl
 import os
 import stat
 import threading
@@ -20,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
-from ddphub.checkpoints.disk import create_private, disk_errors, make_private, remove_tree, write_all
+from ddphub.checkpoints.copying import copy_bytes
+from ddphub.checkpoints.disk import create_private, disk_errors, make_private, remove_tree
 from ddphub.checkpoints.entry import StagedFile
 from ddphub.checkpoints.lease import Busy, unwritten
 from ddphub.errors import StagingError
@@ -29,10 +27,6 @@ from ddphub.names import wrong_file_name
 PAUSES: Final = (0.0, 0.05, 0.15, 0.45, 1.35)
 """Seconds to wait before each try."""
 
-_FICLONE: Final = 0x40049409  # linux/fs.h; the fcntl module has it from Python 3.13 on
-_KERNEL_PIECE: Final = 16 * 1024 * 1024  # a writer that breaks the lease waits for one piece at most
-_PLAIN_PIECE: Final = 1024 * 1024
-_FATAL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
 _Result = TypeVar("_Result")
 
 
@@ -158,7 +152,7 @@ def _until_quiet(source: Path, attempt: Callable[[], _Result]) -> _Result:
 
 def _copy_all(source: Path, target: Path) -> list[StagedFile]:
     files = find_files(source)
-    if target.resolve().is_relative_to(source.resolve()):
+    if source.is_dir() and target.resolve().is_relative_to(source.resolve()):
         raise StagingError(f"{source} holds the staging area {target}: expected the folder of one checkpoint")
     make_private(target)
     try:
@@ -179,12 +173,11 @@ def _copy_file(file: Found, target: Path) -> None:
         try:
             target_fd = create_private(target)
             try:
-                with unwritten(source_fd, file.path) as check:
+                with unwritten(source_fd, file.path) as watch:
                     size = os.fstat(source_fd).st_size
                     if size != file.size:
                         raise Busy(f"{file.path} was changed")
-                    if not _clone(source_fd, target_fd):
-                        _copy_bytes(source_fd, target_fd, size, check)
+                    copy_bytes(source_fd, target_fd, size, watch)
                 if os.fstat(target_fd).st_size != size:
                     raise Busy(f"{file.path} was changed")
             finally:
@@ -205,42 +198,6 @@ def _open_source(path: Path) -> int:
         os.close(fd)
         raise StagingError(f"{path} is no regular file any more")
     return fd
-
-
-def _clone(source_fd: int, target_fd: int) -> bool:
-    """Share the source's blocks with the target; False where the file system cannot."""
-    try:
-        fcntl.ioctl(target_fd, _FICLONE, source_fd)
-    except OSError as problem:
-        if problem.errno in _FATAL:
-            raise
-        return False
-    return True
-
-
-def _copy_bytes(source_fd: int, target_fd: int, size: int, check: Callable[[], None]) -> None:
-    done = 0
-    in_kernel = True
-    while done < size:
-        if in_kernel:
-            try:
-                copied = os.copy_file_range(source_fd, target_fd, min(_KERNEL_PIECE, size - done), done, done)
-            except InterruptedError:
-                continue
-            except OSError as problem:
-                if problem.errno in _FATAL:
-                    raise
-                copied = 0
-            # 0 before the end: some file systems give this instead of an error (copy_file_range(2), "BUGS").
-            in_kernel = copied > 0
-        else:
-            data = os.pread(source_fd, min(_PLAIN_PIECE, size - done), done)
-            if not data:
-                return
-            write_all(target_fd, data, done)
-            copied = len(data)
-        done += copied
-        check()
 
 
 def _found(name: str, path: Path) -> Found:

@@ -41,6 +41,7 @@ from ddphub.checkpoints.disk import (
 )
 from ddphub.checkpoints.entry import Entry, Slot, StagedFile, wire_metrics
 from ddphub.checkpoints.layout import FILES, RECORD, SCRATCH, Layout
+from ddphub.checkpoints.records import Records
 from ddphub.checkpoints.snapshot import find_files, is_written, settle, snapshot
 from ddphub.errors import StagingError
 from ddphub.names import is_hex_id
@@ -112,6 +113,7 @@ class StagingArea:
         self._make_room = make_room
         self._layout = Layout(self.folder)
         self._claims = Claims(self._layout)
+        self._records = Records(self.folder)
         self._warned: set[str] = set()
 
     def stage(self, slot: Slot, source: Path, metrics: Mapping[str, Any]) -> Staged:
@@ -128,13 +130,11 @@ class StagingArea:
         source = Path(source)
         wire = wire_metrics(metrics)
         with disk_errors(f"could not stage {source}"):
-            entry_id, new = self._claim(slot)
+            size = _size_if_there(source)
+            entry_id, new = self._claim(slot, size)
             if not new:
                 return Staged(entry_id, self._committed(entry_id), new=False)
             with self._claims.released_on_error(entry_id):
-                size = sum(file.size for file in find_files(source))
-                if self._budget is not None:
-                    self._claims.reserve(entry_id, slot, size)
                 self._fit(slot, size)
                 files = snapshot(source, self._layout.incoming(entry_id) / FILES)
                 return Staged(entry_id, self._commit(entry_id, slot, wire, files), new=True)
@@ -171,7 +171,7 @@ class StagingArea:
 
     def entries(self) -> list[Entry]:
         """The committed entries, oldest first. Any process, while others add and remove."""
-        entries, broken = self._scan()
+        entries, broken = self._records.read()
         for entry_id, problem in broken.items():
             if entry_id not in self._warned:
                 self._warned.add(entry_id)
@@ -180,11 +180,15 @@ class StagingArea:
 
     def broken(self) -> list[str]:
         """The ids of entries whose record does not say what it should; they are never deleted. Any process."""
-        return sorted(self._scan()[1])
+        return sorted(self._records.read()[1])
 
     def digest(self, entry: Entry) -> Digest | None:
         """The entry's digest, or None before it is sealed. Any process."""
         return read_digest(entry)
+
+    def is_sealed(self, entry: Entry) -> bool:
+        """Whether the entry has a digest, which is read once: who asks every second hardly waits. Any process."""
+        return self._records.is_sealed(entry)
 
     def seal(self, entry: Entry, part_size: int) -> Digest:
         """Bring an entry to the disk and compute its digest, once; a later call finds it. Any process.
@@ -232,12 +236,7 @@ class StagingArea:
 
     def used(self) -> int:
         """Bytes staged: committed, being copied (with what the copy has yet to write), being deleted. Any process."""
-        entries, broken = self._scan()
-        return (
-            sum(entry.size for entry in entries)
-            + sum(tree_size(self.folder / entry_id) for entry_id in broken)
-            + self._claims.used()
-        )
+        return self._used(again=True)
 
     def recover(self) -> list[str]:
         """Clean up behind processes that died; what living ones and other hosts do stays. Any process.
@@ -255,20 +254,28 @@ class StagingArea:
         """The checkpoints being copied, and whether their processes live. Any process."""
         return self._claims.pending()
 
-    def _claim(self, slot: Slot) -> tuple[str, bool]:
+    def _claim(self, slot: Slot, size: int = 0) -> tuple[str, bool]:
         if problem := slot.wrong():
             raise StagingError(f"slot {problem}")
-        return self._claims.claim(slot, self._find_committed)
+        return self._claims.claim(slot, size, self._find_committed)
+
+    def _used(self, *, again: bool) -> int:
+        entries, broken = self._records.read(again=again)
+        return (
+            sum(entry.size for entry in entries)
+            + sum(tree_size(self.folder / entry_id) for entry_id in broken)
+            + self._claims.used()
+        )
 
     def _find_committed(self, slot: Slot) -> str | None:
-        return next((entry.entry_id for entry in self._scan()[0] if entry.slot == slot), None)
+        return next((entry.entry_id for entry in self._records.read()[0] if entry.slot == slot), None)
 
     def _fit(self, slot: Slot, size: int) -> None:
         """Make sure that a claim of `size` bytes, already counted by `used`, is within the budget."""
         budget = self._budget
         if budget is None:
             return
-        over = size - budget if size > budget else self.used() - budget
+        over = size - budget if size > budget else self._used(again=False) - budget
         if over > 0 and size <= budget:
             self.recover()
             over = self.used() - budget
@@ -313,15 +320,18 @@ class StagingArea:
             # Someone else has a name for these bytes, so they are not ours to keep.
             files = snapshot(path, target)
         scratch = path.parent
-        if left := [name for name in list_names(scratch) if name != path.name]:
-            _logger.warning("only what is at %s is staged; %s beside it is not", path, ", ".join(left))
-        remove_tree(scratch)
+        if names := list_names(scratch):
+            if left := [name for name in names if name != path.name]:
+                _logger.warning("only what is at %s is staged; %s beside it is not", path, ", ".join(left))
+            remove_tree(scratch)
+        else:
+            scratch.rmdir()
         self._fit(slot, sum(file.size for file in files))
         return self._commit(entry_id, slot, metrics, files)
 
     def _now(self) -> float:
         """The time, later than that of every entry here: a clock set back must not make the newest an old one."""
-        return max([time.time(), *(entry.created + 1e-6 for entry in self._scan()[0])])
+        return max([time.time(), *(entry.created + 1e-6 for entry in self._records.read(again=False)[0])])
 
     def _committed(self, entry_id: str) -> Entry | None:
         try:
@@ -329,17 +339,10 @@ class StagingArea:
         except (OSError, ValueError):
             return None
 
-    def _scan(self) -> tuple[list[Entry], dict[str, str]]:
-        entries: list[Entry] = []
-        broken: dict[str, str] = {}
-        for name in list_names(self.folder):
-            if not is_hex_id(name):
-                continue
-            folder = self.folder / name
-            try:
-                entries.append(Entry.read(folder))
-            except (OSError, ValueError) as problem:
-                # Removed meanwhile is not broken.
-                if folder.exists():
-                    broken[name] = str(problem)
-        return entries, broken
+
+def _size_if_there(source: Path) -> int:
+    """Bytes of a checkpoint; 0 where it cannot be copied, which the copy will say if it comes to that."""
+    try:
+        return sum(file.size for file in find_files(source))
+    except StagingError:
+        return 0

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Final
 
 from ddphub import names
+from ddphub.checkpoints.copying import clone
 from ddphub.checkpoints.disk import create_private, disk_errors, make_private, remove_tree, write_all, write_json
 
 # The very functions that a snapshot is made with: what they say here is what will happen to a checkpoint.
 from ddphub.checkpoints.lease import Busy, _file_system, take_lease
-from ddphub.checkpoints.snapshot import _clone
 from ddphub.doctor.finding import Finding
 from ddphub.errors import StagingError
 from ddphub.session.lock import SessionLock
@@ -147,7 +147,7 @@ def _copies(folder: Path) -> Finding:
 
 
 def _how(source_fd: int, target_fd: int, size: int) -> str:
-    if _clone(source_fd, target_fd):
+    if clone(source_fd, target_fd):
         return "cloned: it shares its blocks, and no byte is copied"
     try:
         in_kernel = os.copy_file_range(source_fd, target_fd, size, 0, 0) > 0

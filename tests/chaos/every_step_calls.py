@@ -11,7 +11,7 @@ before the next one that changes something; with one exception, below.
 | counted | why |
 | --- | --- |
 | open with O_CREAT or O_TRUNC, mkdir, rename, link, symlink, unlink, rmdir | names in folders |
-| write, pwrite, writev, truncate, fallocate, copy_file_range, sendfile, splice, FICLONE | bytes |
+| write, pwrite, writev, truncate, fallocate, copy_file_range, sendfile, splice, FICLONE, FICLONERANGE | bytes |
 | chmod, utimensat | what a reader may open |
 | fsync, fdatasync, msync | nothing for a SIGKILL, but the places where the program believes that something is safe |
 | flock, leases | what other processes may do meanwhile |
@@ -68,7 +68,7 @@ _HEARD: Final = ("recvfrom", "recvmsg")
 _NAMES: Final = {number: name for table in (_OPENS, _PATHS, _FILES, _TALK) for name, number in table.items()}
 _PATH_ARGUMENT: Final = {"openat": 1, "unlinkat": 1, "mkdirat": 1, "renameat": 1, "renameat2": 1, "fchmodat": 1}
 
-_FICLONE: Final = 0x40049409
+_FICLONES: Final = frozenset({0x40049409, 0x4020940D})
 _F_SETLEASE: Final = 1024
 
 # From linux/seccomp.h, linux/audit.h and linux/filter.h.
@@ -234,7 +234,7 @@ def _counts(name: str, arguments: list[int], *, client: bool) -> bool:
         case "openat":
             return bool(arguments[2] & (os.O_CREAT | os.O_TRUNC))
         case "ioctl":
-            return arguments[1] == _FICLONE
+            return arguments[1] in _FICLONES
         case "fcntl":
             return arguments[1] == _F_SETLEASE
         case _:

@@ -250,11 +250,11 @@ def changer(monkeypatch):
 
         return call
 
-    for name in ("copy_file_range", "pread", "fstat"):
+    for name in ("copy_file_range", "sendfile", "pread", "fstat"):
         monkeypatch.setattr(os, name, counted(getattr(os, name)))
     # Several pieces a file, and no long waits.
-    monkeypatch.setattr("ddphub.checkpoints.snapshot._KERNEL_PIECE", 64 * 1024)
-    monkeypatch.setattr("ddphub.checkpoints.snapshot._PLAIN_PIECE", 64 * 1024)
+    monkeypatch.setattr("ddphub.checkpoints.copying.KERNEL_PIECE", 64 * 1024)
+    monkeypatch.setattr("ddphub.checkpoints.copying.PLAIN_PIECE", 64 * 1024)
     monkeypatch.setattr("ddphub.checkpoints.snapshot.PAUSES", (0.0, 0.001))
     yield made
     made.close()

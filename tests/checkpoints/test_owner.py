@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import needs
 import pytest
 
 from ddphub.checkpoints.owner import Owner
@@ -36,6 +37,23 @@ def test_another_process_is_alive_until_it_ends():
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         assert owner.state() == "dead"
     assert owner.state() == "dead"
+
+
+IN_ANOTHER_NAMESPACE = """
+import ctypes, os
+from ddphub.checkpoints.owner import Owner
+before = Owner.current()
+assert ctypes.CDLL(None).unshare(0x20000000) == 0  # CLONE_NEWPID
+if child := os.fork():
+    raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+print(Owner.current().state(), before.state(), Owner.current().host != before.host)
+"""
+
+
+def test_a_child_in_another_pid_namespace_is_on_another_host():
+    needs.root()
+    done = subprocess.run([sys.executable, "-c", IN_ANOTHER_NAMESPACE], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["alive", "unknown", "True"]
 
 
 def test_a_pid_that_was_used_again_is_another_process():

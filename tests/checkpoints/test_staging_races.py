@@ -44,7 +44,7 @@ for number in range(rounds):
         ("fail", 40),
         ("take over", 60),
         ("recover", 20),
-        ("write when taken", 50),
+        ("write when taken", 45),
         ("remove", 10),
         ("seal", 20),
     ],
