@@ -13,14 +13,17 @@ from ddphub.hubs import wire
 from ddphub.hubs.client import Accepted, Receipt, Registration, RemoteCheckpoint, RemoteFile
 from ddphub.hubs.download import download
 from ddphub.hubs.http import FileBody, HubConnection, count_of, envelope_data, text_of
+from ddphub.hubs.parts import PartSenders
 
 CONNECT_TIMEOUT: Final = 10.0
 READ_TIMEOUT: Final = 60.0
 """Seconds for a whole answer, once the request is sent; the hub answers a long check with 202 rather than late."""
 
+FIRST_CHECK_POLL: Final = 0.05
 CHECK_POLL: Final = 1.0
 CHECK_TIMEOUT: Final = 3600.0
-"""Seconds to ask whether the hub has finished checking a checkpoint, and to go on asking."""
+"""Seconds until the hub is asked whether it has finished checking a checkpoint, at first and, twice as long each time,
+at most; and to go on asking."""
 
 PART_PAUSE: Final = 1.0
 LONGEST_PART_PAUSE: Final = 60.0
@@ -49,6 +52,7 @@ class DdphubClient:
             connect_timeout=CONNECT_TIMEOUT,
             read_timeout=READ_TIMEOUT,
         )
+        self._senders = PartSenders[tuple[Path, wire.PartUrl]](lambda one: self._put_part(*one), self._connection.leave)
         self._capabilities_known = False
         self.part_size = wire.PART_SIZE
         self.heartbeat_s: float | None = None
@@ -193,8 +197,10 @@ class DdphubClient:
 
     def _await_commit(self, path: str, data: Any) -> None:  # noqa: ANN401  # JSON
         until = time.monotonic() + CHECK_TIMEOUT
+        pause = FIRST_CHECK_POLL
         while data.get("state") == "checking" and time.monotonic() < until:
-            time.sleep(CHECK_POLL)
+            time.sleep(min(pause, CHECK_POLL))
+            pause *= 2
             data = self.call("GET", path)
         if data.get("state") != "committed":
             raise HubUnavailable(f"the hub has not committed the checkpoint: state {data.get('state')!r}")
@@ -205,17 +211,14 @@ class DdphubClient:
         The URLs of a long upload expire on the way, and a storage may ask for a slower pace.
         """
         while True:
-            sent = 0
-            try:
-                for name, part in _missing(data):
-                    self._put_part(files[name], part)
-                    sent += 1
-                if sent < wire.MAX_MISSING:
-                    return
-            except HubUnavailable as error:
+            parts = [(files[name], part) for name, part in _missing(data)]
+            sent, error = self._senders.send(parts)
+            if error is not None:
                 if not sent:
-                    raise
+                    raise error
                 time.sleep(min(error.retry_after or PART_PAUSE, LONGEST_PART_PAUSE))
+            elif sent < wire.MAX_MISSING:
+                return
             data = self.call("GET", f"{path}/parts")
 
     def _put_part(self, path: Path, part: wire.PartUrl) -> None:
@@ -224,11 +227,15 @@ class DdphubClient:
         length = min(self.part_size, size - start)
         if length <= 0:
             raise HubUnavailable(f"the hub asks for part {part['number']} of {path.name}, which has {size} bytes")
-        body = FileBody(path, start, length)
         place = urljoin(f"{self._url}/", part["url"])
         headers = part.get("headers", {})
+        body = FileBody(path, start, length)
         try:
-            self._connection.put(place, body, headers)
+            if 0 < (received := part.get("received", 0)) < length:
+                rest = {**headers, "content-range": f"bytes {received}-{length - 1}/{length}"}
+                self._connection.put(place, FileBody(path, start + received, length - received), rest)
+            else:
+                self._connection.put(place, body, headers)
         except HubRejected:
             # Bytes may be damaged on their way where there is no TLS: once more, then it is the file.
             self._put_again(place, body, headers)
@@ -249,7 +256,14 @@ def _missing(data: Any) -> Iterator[tuple[str, wire.PartUrl]]:  # noqa: ANN401  
         for file in data["missing"]:
             for part in file["parts"]:
                 headers = {str(name): str(value) for name, value in part.get("headers", {}).items()}
-                told: wire.PartUrl = {"number": int(part["number"]), "url": str(part["url"]), "headers": headers}
-                yield str(file["name"]), told
+                yield (
+                    str(file["name"]),
+                    {
+                        "number": int(part["number"]),
+                        "url": str(part["url"]),
+                        "headers": headers,
+                        "received": int(part.get("received", 0)),
+                    },
+                )
     except (AttributeError, KeyError, TypeError, ValueError):
         raise HubUnavailable("the answer lists no parts as they should be") from None

@@ -45,6 +45,10 @@ BLOCK: Final = 256 * 1024
 _GONE_WITH_ITS_SIGNATURE: Final = frozenset({401, 403, 404, 410})
 
 
+class SignatureOver(HubUnavailable):
+    """A signed URL is no longer good, which says nothing about the hub."""
+
+
 class HubConnection:
     """Speaks HTTP to one hub; any thread, with a connection pool of its own each.
 
@@ -109,9 +113,16 @@ class HubConnection:
             raise HubUnavailable(f"GET {shown(url)}: the hub sends us to no address of the web")
         return self._request("GET", place, None, headers, None, signed=True, stream=True)
 
+    def leave(self) -> None:
+        """Closes the connections of the calling thread, which ends."""
+        session: requests.Session | None = self._local.__dict__.pop("session", None)
+        if session is not None:
+            self._sessions.remove(session)
+            session.close()
+
     def close(self) -> None:
         """Closes the connections of every thread."""
-        for session in self._sessions:
+        for session in list(self._sessions):
             session.close()
 
     def _request(
@@ -313,7 +324,7 @@ def _raise_for_status(response: requests.Response, what: str, *, signed: bool) -
         return
     message = f"{what}: {status} {_said(response)}"
     if signed and status in _GONE_WITH_ITS_SIGNATURE:
-        raise HubUnavailable(message)
+        raise SignatureOver(message)
     if status in {401, 403}:
         raise HubUnauthorized(message)
     if status in {404, 410}:

@@ -114,11 +114,13 @@ class PartUrl(TypedDict):
     """Where to PUT one part: `number` counts from 0; the URL is absolute or begins with '/'.
 
     `headers` are sent with it: the URL of an object storage is signed for them. The API key is not.
+    `received` bytes of it are on the hub: a PUT may send the others alone, with `Content-Range` (RFC 9110, 14.5).
     """
 
     number: int
     url: str
     headers: NotRequired[dict[str, str]]
+    received: NotRequired[int]
 
 
 class MissingFile(TypedDict):

@@ -7,12 +7,14 @@
   secret                                     signs URLs and browser sessions
   keys.changes                               tells the processes of the hub that keys changed, see known_keys
   incoming/<random>                          bytes that still arrive or are being joined; emptied at start
-  uploads/<checkpoint id>/<file>-<part>      parts that arrived whole and right
+  uploads/<checkpoint id>/<file>             a file that arrives: each part is copied to its place in it
+  uploads/<checkpoint id>/<file>-<part>      empty: this part arrived whole and right, and is synced
+  uploads/<checkpoint id>/<file>-<part>.some first bytes of a part whose request ended early
   blobs/<project id>/<sha256[:2]>/<sha256>   files of committed checkpoints
   damaged/                                   what `ddphub hub verify --repair` put aside, see mending
 ```
 
-A file outside `incoming` is complete: it was written there, synced, and renamed into its place.
+A file outside `incoming` and `uploads` is complete: it was written there, synced, and renamed or linked into its place.
 """
 
 import fcntl
@@ -134,9 +136,9 @@ def create_private(path: Path) -> int:
     """Create a file that only its owner may read.
 
     Returns:
-        A descriptor open for writing; the caller closes it.
+        A descriptor open for reading and writing; the caller closes it.
     """
-    return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    return os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
 
 
 def write_synced(path: Path, content: bytes) -> None:

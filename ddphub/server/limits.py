@@ -13,11 +13,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ddphub.server.auth import sent_key
 from ddphub.server.meters import Meters
 from ddphub.server.problems import Problem, problem_answer
+from ddphub.server.signing import PARTS_PATH
 
 BURST_S: Final = 2.0
 """A client that was quiet may send what it may send in so many seconds at once."""
 
 _CLIENTS: Final = 20_000
+_PARTS: Final = b"parts"
 _FREE: Final = frozenset({"/healthz", "/readyz"})
 """Asked by those who decide whether the hub lives."""
 
@@ -32,7 +34,8 @@ class Limits:
         app: what answers.
         meters: counts what is refused.
         rate: requests a second of one client; 0 for no limit.
-        max_requests: requests in progress; half of them of one key, as a body may be sent slowly.
+        max_requests: requests in progress; half of them of one key, as a body may be sent slowly, and half of them
+            parts of checkpoints, which come without a key and several at once.
     """
 
     def __init__(self, app: ASGIApp, meters: Meters, *, rate: float, max_requests: int) -> None:
@@ -58,7 +61,7 @@ class Limits:
         if wait > 0:
             await self._refuse("rate", Problem(429, _TOO_MANY, headers=_after(wait)), scope, receive, send)
             return
-        key = _key(scope)
+        key = _PARTS if scope["path"].startswith(f"{PARTS_PATH}/") else _key(scope)
         is_much = key is not None and self._by_key[key] >= max(1, self._max_requests // 2)
         if is_much or self._in_progress >= self._max_requests:
             await self._refuse("requests", Problem(503, _BUSY, headers=_after(1)), scope, receive, send)

@@ -21,6 +21,7 @@ class Part:
         checkpoint: the checkpoint's id.
         file: the file's number in its checkpoint, from 0.
         number: the part's number in its file, from 0.
+        start: where it begins in its file, in bytes.
         size: bytes of the part.
         sha256: of the part, as hex.
     """
@@ -28,6 +29,7 @@ class Part:
     checkpoint: str
     file: int
     number: int
+    start: int
     size: int
     sha256: str
 
@@ -77,12 +79,12 @@ class Signer:
     def part_url(self, part: Part) -> str:
         """A URL without host that lets its holder PUT this part, until it expires."""
         expires = int(time.time()) + self._url_lifetime_s
-        fields = (part.checkpoint, part.file, part.number, part.size, part.sha256, expires)
         query = {
+            "start": part.start,
             "size": part.size,
             "sha256": part.sha256,
             "expires": expires,
-            "signature": self.sign("part", *fields),
+            "signature": self.sign("part", *_fields(part), expires),
         }
         return f"{PARTS_PATH}/{part.checkpoint}/{part.file}/{part.number}?{urlencode(query)}"
 
@@ -92,8 +94,7 @@ class Signer:
         Raises:
             Problem: 403, when the signature is another one or the URL has expired.
         """
-        fields = (part.checkpoint, part.file, part.number, part.size, part.sha256, expires)
-        if not self.signed(signature, "part", *fields):
+        if not self.signed(signature, "part", *_fields(part), expires):
             raise Problem(403, "this URL was not signed by the hub")
         if expires < time.time():
             raise Problem(403, "this URL has expired: ask for the missing parts again")
@@ -118,3 +119,7 @@ class Signer:
             raise Problem(403, "this URL was not signed by the hub")
         if expires < time.time():
             raise Problem(403, "this URL has expired: ask for the model again")
+
+
+def _fields(part: Part) -> tuple[object, ...]:
+    return (part.checkpoint, part.file, part.number, part.start, part.size, part.sha256)

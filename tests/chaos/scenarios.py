@@ -524,6 +524,7 @@ def _make_dead_hub(place: Place) -> None:
         raise HubUnavailable("killed")
 
     DdphubClient._put_part = put_one
+    client._senders.connections = 1
     (entry, *_) = run.entries()
     sealed = run.seal(entry, PART_SIZE)
     with contextlib.suppress(HubUnavailable):
@@ -531,7 +532,7 @@ def _make_dead_hub(place: Place) -> None:
     os.kill(child, 9)
     os.waitpid(child, 0)
     data = place.folder / "hub"
-    assert len(list(data.glob("uploads/*/*"))) == 1
+    assert sorted(path.name for path in data.glob("uploads/*/*")) == ["0", "0-0"]  # the file, and its part's mark
     (data / "incoming" / "5ca1ab1e").write_bytes(b"half a part")
     (data / "uploads" / "gone").mkdir()
     (data / "uploads" / "gone" / "0-0").write_bytes(b"a part")

@@ -231,7 +231,7 @@ def test_a_hub_that_takes_an_upload_byte_by_byte(tmp_path, start, own_hub, view)
     with slow_taker(own_hub) as slow:
         arguments = ("--finish-timeout", 3, "--size", 20_000_000)
         times, told = ends(start("hang_run.py", *arguments, DDPHUB_URL=slow.url))
-        assert slow.parts == 1
+        assert slow.parts == 3  # all at once
         assert max(times["log"], times["save"]) < SLACK
         assert times["finish"] < 3 + SLACK
         assert "ddphub status" in told

@@ -185,8 +185,9 @@ def test_parts_that_do_not_make_the_file_are_refused_and_never_committed(start_h
 def test_a_part_that_was_damaged_on_the_hub_is_asked_for_again(talk):
     data = talk.begin({"last.pt": BIG})
     talk.send_missing(data, {"last.pt": BIG})
-    part = talk.hub.data_dir / "uploads" / data["id"] / "0-2"
-    part.write_bytes(b"x" * PART_SIZE)
+    with (talk.hub.data_dir / "uploads" / data["id"] / "0").open("r+b") as file:
+        file.seek(2 * PART_SIZE)
+        file.write(b"x" * PART_SIZE)
     problem(talk.complete(data["id"]), 409)
     missing = talk.get(f"/checkpoints/{data['id']}")
     assert [one["number"] for one in missing["missing"][0]["parts"]] == [2]

@@ -266,14 +266,14 @@ def test_a_kill_during_complete_leaves_nothing_or_the_whole(start_hub, inline):
         thread = threading.Thread(target=complete_quietly, args=(talk, data["id"]))
         thread.start()
         upload = hub.data_dir / "uploads" / data["id"]
-        while upload.exists() and written(hub) < least * MIB:
+        while upload.exists() and checked(hub, upload) < least * MIB:
             pass  # a wait here would miss the moment
         hub.kill()
         thread.join()
         hub.restart()
         assert list((hub.data_dir / "incoming").iterdir()) == []
         again = talk.begin(files, entry_id, part_size=8 * MIB)
-        print(f"killed after {least} MiB were joined: {again['state']}")
+        print(f"killed after {least} MiB were checked: {again['state']}")
         assert (again["id"], again["missing"]) == (data["id"], [])
         listed = [one["id"] for one in talk.get("/checkpoints")]
         assert (data["id"] in listed) == (again["state"] == "committed")
@@ -288,15 +288,14 @@ def complete_quietly(talk, checkpoint_id):
         talk.hub.client().post(talk.url(f"/checkpoints/{checkpoint_id}/complete"))
 
 
-def written(hub):
-    """Bytes of the largest file in `incoming`; -1 when there is none."""
-    sizes = [-1]
-    for path in (hub.data_dir / "incoming").iterdir():
-        try:
-            sizes.append(path.stat().st_size)
-        except FileNotFoundError:
-            continue
-    return max(sizes)
+def checked(hub, upload):
+    """How far the hub has read a file in a folder; -1 while it reads none."""
+    for descriptor in Path(f"/proc/{hub.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if descriptor.readlink().is_relative_to(upload):
+                told = (descriptor.parents[1] / "fdinfo" / descriptor.name).read_text()
+                return int(told.split()[1])
+    return -1
 
 
 def test_a_blob_without_a_commit_is_removed_at_the_next_start(start_hub):

@@ -98,12 +98,17 @@ def test_more_requests_than_it_can_answer_are_turned_away_and_health_is_not(star
     hub = start_hub(arguments=("--max-requests", "2", "--part-size", str(PART)))
     talk = Talk(hub)
     content = b"x" * PART
-    data = talk.begin({"a": content, "b": b"y" * PART}, part_size=PART)
-    urls = [file["parts"][0]["url"] for file in data["missing"]]
-    with connect(hub) as one, connect(hub) as two:
-        for connection, url in zip((one, two), urls, strict=True):
-            connection.sendall(f"PUT {url} HTTP/1.1\r\nHost: x\r\nContent-Length: {PART}\r\n\r\n".encode())
-        Talk.wait_until(lambda: len(list((hub.data_dir / "incoming").iterdir())) == 2)
+    url = talk.begin({"a": content}, part_size=PART)["missing"][0]["parts"][0]["url"]
+    head = f"POST /v1/models HTTP/1.1\r\nHost: x\r\nX-Api-Key: {hub.key}\r\nContent-Length: 9\r\n\r\n"
+    with connect(hub) as one, contextlib.ExitStack() as stack:
+        one.sendall(f"PUT {url} HTTP/1.1\r\nHost: x\r\nContent-Length: {PART}\r\n\r\n".encode())
+
+        def is_full():
+            stack.enter_context(connect(hub)).sendall(head.encode())
+            time.sleep(0.05)  # a question that comes first is itself one too many
+            return talk.http.get(f"{hub.url}/v1/capabilities").status_code == 503
+
+        Talk.wait_until(is_full)
         answer = talk.http.get(f"{hub.url}/v1/capabilities")
         problem(answer, 503)
         assert answer.headers["retry-after"] == "1"
@@ -111,7 +116,25 @@ def test_more_requests_than_it_can_answer_are_turned_away_and_health_is_not(star
         assert requests.get(f"{hub.url}/readyz").status_code == 200
         one.sendall(content)
         assert one.recv(12) == b"HTTP/1.1 200"
-        assert talk.http.get(f"{hub.url}/v1/capabilities").status_code == 200
+        stack.close()
+        Talk.wait_until(lambda: talk.http.get(f"{hub.url}/v1/capabilities").status_code == 200)
+
+
+def test_parts_have_half_of_the_requests_in_progress(start_hub):
+    """Runs that send checkpoints over many connections do not hold up the signs of life of others."""
+    hub = start_hub(arguments=("--max-requests", "4", "--part-size", str(PART)))
+    talk = Talk(hub)
+    data = talk.begin({name: name.encode() * PART for name in "abc"}, part_size=PART)
+    urls = [file["parts"][0]["url"] for file in data["missing"]]
+    with connect(hub) as one, connect(hub) as two:
+        for connection, url in zip((one, two), urls, strict=False):
+            connection.sendall(f"PUT {url} HTTP/1.1\r\nHost: x\r\nContent-Length: {PART}\r\n\r\n".encode())
+        Talk.wait_until(lambda: len(list((hub.data_dir / "incoming").iterdir())) == 2)
+        answer = talk.put(urls[2], b"c" * PART)
+        problem(answer, 503)
+        assert answer.headers["retry-after"] == "1"
+        assert talk.get() is not None
+    Talk.wait_until(lambda: talk.put(urls[2], b"c" * PART).status_code == 200)
 
 
 def test_one_key_has_half_of_the_requests_in_progress(start_hub):

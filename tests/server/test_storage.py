@@ -158,7 +158,8 @@ def test_a_checkpoint_of_thousands_of_files_holds_up_nobody_for_long(start_hub):
     data = talk.begin(files)
     folder = hub.data_dir / "uploads" / data["id"]
     for number, content in enumerate(files.values()):
-        (folder / f"{number}-0").write_bytes(content)
+        (folder / str(number)).write_bytes(content)
+        (folder / f"{number}-0").touch()
     thread = threading.Thread(target=talk.complete, args=(data["id"],))
     thread.start()
     slowest = 0.0

@@ -17,6 +17,7 @@ from test_hub_process import peak
 import ddphub
 from ddphub.errors import HubRejected, HubUnavailable
 from ddphub.hubs import download
+from ddphub.hubs import parts as hub_parts
 from ddphub.hubs.ddphub import DdphubClient
 
 PART = 5 * MIB
@@ -206,6 +207,7 @@ def test_an_upload_longer_than_the_life_of_its_urls_goes_on(s3, storage, start_h
         time.sleep(1.2)
 
     monkeypatch.setattr(DdphubClient, "_put_part", put_slowly)
+    monkeypatch.setattr(hub_parts, "CONNECTIONS", 1)
     send(talk, tmp_path, {"last.pt": BIG})
     assert [one["status"] for one in s3.log("UploadPart")].count(403) >= 1
 

@@ -256,11 +256,15 @@ class Stop(BaseModel):
 
 
 class PartUrl(BaseModel):
-    """Where to PUT a part, with which headers and without a key."""
+    """Where to PUT a part, with which headers and without a key.
+
+    Of `received` bytes that the hub has, a PUT may leave out the first ones, and say so by `Content-Range`.
+    """
 
     number: int
     url: str
     headers: dict[str, str] = {}
+    received: int = 0
 
 
 class MissingFile(BaseModel):

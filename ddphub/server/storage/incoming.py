@@ -1,6 +1,7 @@
 """Bytes on their way through this machine."""
 
 import contextlib
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -17,14 +18,20 @@ class IncomingFile:
     """Bytes while they arrive; not safe for two threads at once.
 
     Args:
-        path: a new file.
+        path: a new file, or one that has bytes already.
+        size: of the bytes that it has, how many are taken over.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, size: int = 0) -> None:
         self.path = path
-        self.size = 0
+        self.size = size
         self._digest = hashlib.sha256()
-        self._file = create_private(path)
+        self._file = os.open(path, os.O_RDWR) if size else create_private(path)
+        if size:
+            os.truncate(self._file, size)
+            for start in range(0, size, CHUNK):
+                self._digest.update(os.pread(self._file, min(CHUNK, size - start), start))
+            os.lseek(self._file, size, os.SEEK_SET)
 
     def write(self, chunk: bytes | bytearray | memoryview) -> None:
         """Add bytes."""
@@ -37,6 +44,17 @@ class IncomingFile:
         """Of the bytes so far, as hex."""
         return self._digest.hexdigest()
 
+    def copy_to(self, file: int, start: int) -> None:
+        """Copy all bytes into another file.
+
+        Args:
+            file: descriptor of the other file.
+            start: where they begin there.
+        """
+        done = 0
+        while done < self.size:
+            done += _copy_some(self._file, file, done, start + done, self.size - done)
+
     def sync(self) -> None:
         """Put the bytes on disk."""
         os.fsync(self._file)
@@ -46,6 +64,22 @@ class IncomingFile:
         os.close(self._file)
         if not keep:
             self.path.unlink(missing_ok=True)
+
+
+def _copy_some(source: int, target: int, source_start: int, target_start: int, length: int) -> int:
+    """Copies bytes, by the kernel where it can; how many."""
+    try:
+        count = os.copy_file_range(source, target, length, source_start, target_start)
+    except OSError as error:
+        if error.errno not in _NOT_BY_KERNEL:
+            raise
+        count = os.pwrite(target, os.pread(source, min(length, CHUNK), source_start), target_start)
+    if count == 0:
+        raise OSError(errno.EIO, "the bytes that arrived are no longer there")
+    return count
+
+
+_NOT_BY_KERNEL: Final = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM})
 
 
 def _write_all(file: int, content: memoryview) -> None:

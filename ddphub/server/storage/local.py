@@ -76,8 +76,10 @@ class LocalStorage:
             for entry in entries:
                 number, _, part = entry.name.partition("-")
                 parts = found.get(int(number))
-                if parts is not None:
-                    parts.add(int(part))
+                # A hub of an earlier version kept a part's bytes in the file of its name: such a part is sent again.
+                with contextlib.suppress(FileNotFoundError):  # forgotten meanwhile
+                    if parts is not None and part.isdigit() and not entry.stat().st_size:
+                        parts.add(int(part))
         return found
 
     def begin(self, files: Sequence[ArrivingFile]) -> Mapping[int, Place]:
@@ -92,48 +94,101 @@ class LocalStorage:
             checkpoint=file.checkpoint,
             file=file.number,
             number=number,
+            start=number * file.part_size,
             size=file.part_bytes(number),
             sha256=file.parts[number],
         )
-        return {"number": number, "url": self._signer.part_url(part)}
+        told: PartUrl = {"number": number, "url": self._signer.part_url(part)}
+        with contextlib.suppress(FileNotFoundError):
+            told["received"] = self._some(part).stat().st_size
+        return told
 
-    def keep_part(self, part: IncomingFile, checkpoint: str, file: int, number: int) -> bool:
-        """Sync a part's bytes and put them in their place.
+    def new_part(self, part: Part, received: int) -> IncomingFile:
+        """A file for a part that arrives.
+
+        Args:
+            part: the part.
+            received: how many bytes of it a request before has left here, which ended early.
+
+        Raises:
+            Problem: 409 when so many are not here.
+        """
+        if not received:
+            return self.new_file()
+        path = self._directory.new_incoming()
+        try:
+            # Whoever asks first has them.
+            self._some(part).replace(path)
+            if path.stat().st_size >= received:
+                return IncomingFile(path, received)
+            path.unlink()
+        except FileNotFoundError:
+            pass
+        raise Problem(409, f"{received} bytes of this part are not here: ask for the missing parts again")
+
+    def keep_some(self, incoming: IncomingFile, part: Part) -> None:
+        """Keep the first bytes of a part whose request ended early; the next one need not send them again.
+
+        Nothing is promised of them: when all are there, the part's digest tells.
+        """
+        some = self._some(part)
+        with contextlib.suppress(FileNotFoundError):  # the checkpoint takes no more parts
+            if incoming.size > (some.stat().st_size if some.exists() else 0):
+                incoming.path.replace(some)
+
+    def _some(self, part: Part) -> Path:
+        return self._upload(part.checkpoint) / f"{part.file}-{part.number}.some"
+
+    def keep_part(self, incoming: IncomingFile, part: Part) -> bool:
+        """Put a part's bytes, which were checked, in their place in its file, and sync them.
+
+        So nothing but what was announced is ever written there, whoever sends the same part at the same time.
 
         Returns:
             False when the checkpoint takes no more parts: it was committed meanwhile.
         """
-        part.sync()
+        folder = self._upload(part.checkpoint)
+        name = folder / f"{part.file}-{part.number}"
         try:
-            part.path.replace(self._upload(checkpoint) / f"{file}-{number}")
+            if name.exists() and not name.stat().st_size:
+                return True
+            file = os.open(folder / str(part.file), os.O_CREAT | os.O_RDWR, 0o600)
+            try:
+                incoming.copy_to(file, part.start)
+                os.fdatasync(file)
+            finally:
+                os.close(file)
+            os.close(os.open(name, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600))
         except FileNotFoundError:
             return False
         return True
 
     def assemble(self, file: ArrivingFile) -> Prepared:
         """See `Storage`; the parts to blame for wrong bytes are dropped and can be sent again."""
-        sources = [self._upload(file.checkpoint) / f"{file.number}-{number}" for number in range(len(file.parts))]
-        made = self.new_file()
-        is_right = False
+        path = self._upload(file.checkpoint) / str(file.number)
+        if not file.parts and path.parent.exists():
+            os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
         try:
-            self._copy(sources, made)
-            is_right = made.sha256 == file.sha256
-        finally:
-            made.close(keep=is_right)
+            is_right = self._digest(path) == (file.sha256, file.size)
+        except FileNotFoundError:
+            _drop_parts(path, range(len(file.parts)))
+            raise
         if not is_right:
-            raise _blame(sources, file.parts)
+            raise _blame(path, file)
         blob = StoredBlob(project=file.project, sha256=file.sha256, size=file.size)
-        return Prepared(blob=blob, path=made.path)
+        return Prepared(blob=blob, path=path, is_arrived=True)
 
-    def _copy(self, sources: Sequence[Path], target: IncomingFile) -> None:
+    def _digest(self, path: Path) -> tuple[str, int]:
+        digest, size = hashlib.sha256(), 0
         buffer = memoryview(bytearray(CHUNK))
-        for source in sources:
-            with source.open("rb", buffering=0) as input_file:
-                while count := input_file.readinto(buffer):
-                    if self._stopping.is_set():
-                        raise Interrupted
-                    target.write(buffer[:count])
-        target.sync()
+        with path.open("rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                if self._stopping.is_set():
+                    raise Interrupted
+                digest.update(buffer[:count])
+                size += count
+            os.fsync(file.fileno())
+        return digest.hexdigest(), size
 
     def forget(self, checkpoint: str, files: Sequence[ArrivingFile]) -> None:  # noqa: ARG002  # one folder has them all
         """See `Storage`."""
@@ -180,16 +235,34 @@ class LocalStorage:
                     folder.mkdir(mode=0o700, exist_ok=True)
                     sync_folder(folder.parent)
             assert one.path is not None  # noqa: S101  # it was prepared here
-            one.path.replace(place)
+            if one.is_arrived:
+                self._link(one.path, place)
+            else:
+                one.path.replace(place)
             changed.add(place.parent)
         for folder in changed:
             sync_folder(folder)
+
+    def _link(self, path: Path, place: Path) -> None:
+        """Gives bytes a second name: until the commit is written down they stay where the next try looks for them."""
+        os.utime(path)  # that is when a blob came, see `stored`; its parts may be days old
+        made = self._directory.new_incoming()
+        try:
+            made.hardlink_to(path)
+        except FileNotFoundError:
+            raise
+        except OSError:  # a file system without links
+            path.replace(place)
+            return
+        made.replace(place)
+        made.unlink(missing_ok=True)  # it is still there where both were the same file already
 
     def drop(self, prepared: Sequence[Prepared]) -> None:
         """See `Storage`."""
         for one in prepared:
             assert one.path is not None  # noqa: S101  # it was prepared here
-            one.path.unlink(missing_ok=True)
+            if not one.is_arrived:
+                one.path.unlink(missing_ok=True)
 
     def held(self, blobs: Sequence[StoredBlob]) -> set[str]:
         """See `Storage`."""
@@ -251,12 +324,26 @@ def _age(path: Path, now: float) -> float:
         return 0
 
 
-def _blame(sources: Sequence[Path], parts: Sequence[str]) -> WrongBytes:
+def _blame(path: Path, file: ArrivingFile) -> WrongBytes:
     damaged = []
-    for source, sha256 in zip(sources, parts, strict=True):
-        with source.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                damaged.append(source)
-    for source in damaged or sources:
-        source.unlink(missing_ok=True)
+    with path.open("rb") as content:
+        for number, sha256 in enumerate(file.parts):
+            digest = hashlib.sha256()
+            content.seek(number * file.part_size)
+            left = file.part_bytes(number)
+            while left and (chunk := content.read(min(CHUNK, left))):
+                digest.update(chunk)
+                left -= len(chunk)
+            if digest.hexdigest() != sha256:
+                damaged.append(number)
+    # A file that is too long has every part, and more.
+    if not damaged and path.stat().st_size != file.size:
+        os.truncate(path, file.size)
+        damaged = list(range(len(file.parts)))
+    _drop_parts(path, damaged or range(len(file.parts)))
     return WrongBytes(damaged=bool(damaged))
+
+
+def _drop_parts(path: Path, numbers: Iterable[int]) -> None:
+    for number in numbers:
+        path.with_name(f"{path.name}-{number}").unlink(missing_ok=True)
