@@ -87,7 +87,7 @@ def apply_events(
             _apply_rank(ranks.row(attempts[event.attempt_id], event.fields["of_rank"]), event)
     for (attempt_id, rank), events in streams.items():
         reporter = ranks.row(attempts[attempt_id], rank)
-        reporter.last_seen = max(reporter.last_seen or 0.0, *(event.time for event in events))
+        reporter.last_seen = max(reporter.last_seen or 0.0, *[event.time for event in events])
         note_events(attempts[attempt_id], reporter, events, now)
 
 

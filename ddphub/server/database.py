@@ -2,17 +2,18 @@
 
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Connection, Insert, QueuePool, Select, text
+from sqlalchemy import Connection, QueuePool, Select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import Session
@@ -20,7 +21,7 @@ from sqlalchemy.orm import Session
 from ddphub.errors import SettingsError
 from ddphub.server import postgresql, sqlite
 
-__all__ = ["Database", "add_rows", "insert", "locked", "number_in_turn", "problem_of"]
+__all__ = ["Database", "add_new", "insert", "locked", "number_in_turn", "problem_of"]
 
 _Selected = TypeVar("_Selected", bound=Select[Any])
 
@@ -123,19 +124,35 @@ class Database:
         self._engine.dispose()
 
 
-def add_rows(session: Session, statement: Insert, rows: Sequence[Mapping[str, Any]]) -> int:
-    """Execute an insert of many rows, at least one.
+_ROWS: Final = 50
+"""Rows that one statement adds: each statement is a way to the database and back, and there Python lets other threads
+run; far fewer parameters than SQLite takes."""
+
+
+def add_new(session: Session, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> int:
+    """Insert many rows that come by the thousand, but for those whose key is there already.
 
     Args:
         session: a write session.
-        statement: the insert, which may say what happens to a row that is there already.
-        rows: values by column, the same columns in each.
+        table: the table's name.
+        columns: names of columns.
+        rows: what is in them, as the driver takes it.
 
     Returns:
-        How many were added or changed.
+        How many were added.
     """
-    # Of an insert's rows SQLAlchemy keeps no count unless it is told to.
-    return session.connection().execute(statement, rows, execution_options={"preserve_rowcount": True}).rowcount
+    connection = session.connection()
+    mark = "?" if connection.dialect.paramstyle == "qmark" else "%s"
+    row = f"({', '.join([mark] * len(columns))})"
+    added = 0
+    for start in range(0, len(rows), _ROWS):
+        some = rows[start : start + _ROWS]
+        added += connection.exec_driver_sql(
+            f"INSERT INTO {table} ({', '.join(columns)}) VALUES {', '.join([row] * len(some))} ON CONFLICT DO NOTHING",  # noqa: S608  # our names
+            tuple(chain.from_iterable(some)),
+            execution_options={"preserve_rowcount": True},
+        ).rowcount
+    return added
 
 
 def locked(session: Session, statement: _Selected) -> _Selected:

@@ -3,15 +3,16 @@
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import ColumnElement, func, select, tuple_
 from sqlalchemy.orm import Session
 
+from ddphub.events import fingerprint
 from ddphub.hubs.wire import EventsAnswer
 from ddphub.server import points
 from ddphub.server.attempts import apply_events, known_attempts
-from ddphub.server.database import add_rows, insert
+from ddphub.server.database import add_new, insert
 from ddphub.server.expressions import holds_key
 from ddphub.server.incoming_events import IncomingEvent, contradiction
 from ddphub.server.ranks import MEMORY
@@ -50,6 +51,9 @@ def store(session: Session, model: Model, batch: Sequence[IncomingEvent], receiv
     return {"accepted": accepted, "duplicates": received - accepted, "stop": model.stop_requested_at is not None}
 
 
+_COLUMNS: Final = ("model_ref", "attempt_ref", "rank", "seq", "time", "kind", "body", "fingerprint")
+
+
 def _insert(
     session: Session, model: Model, batch: Sequence[IncomingEvent], attempts: dict[str, Attempt]
 ) -> Sequence[IncomingEvent]:
@@ -57,62 +61,78 @@ def _insert(
     if not batch:
         return ()
     before = session.scalar(select(func.max(Event.id))) or 0
-    rows = [
-        {
-            "model_ref": model.id,
-            "attempt_ref": attempts[event.attempt_id].id,
-            "rank": event.rank,
-            "seq": event.seq,
-            "time": event.time,
-            "kind": event.kind,
-            "body": event.body,
-            "fingerprint": event.fingerprint,
-        }
-        for event in batch
-    ]
-    if add_rows(session, insert(Event).on_conflict_do_nothing(), rows) == len(rows):
+    refs = {attempt_id: attempt.id for attempt_id, attempt in attempts.items()}
+    of = model.id
+    rows = [(of, refs[one.attempt_id], one.rank, one.seq, one.time, one.kind, one.body, b"") for one in batch]
+    if add_new(session, Event.__tablename__, _COLUMNS, rows) == len(rows):
         return batch
     stored = _stored(session, batch, attempts)
     for event in batch:
-        if stored[event.key][1] != event.fingerprint:
+        if not _is_repeat(event, stored[event.key]):
             raise contradiction(event.key)
     # Ids rise, and nobody else stores events of this model meanwhile.
-    return [event for event in batch if stored[event.key][0] > before]
+    return [event for event in batch if stored[event.key].id > before]
+
+
+class _Stored(NamedTuple):
+    """An event as it is stored."""
+
+    id: int
+    fingerprint: bytes
+    body: str
+
+
+def _is_repeat(event: IncomingEvent, stored: _Stored) -> bool:
+    if stored.fingerprint:  # of an older hub
+        return stored.fingerprint == event.fingerprint
+    return stored.body == event.body or bytes.fromhex(fingerprint(json.loads(stored.body))) == event.fingerprint
 
 
 def _stored(
     session: Session, batch: Sequence[IncomingEvent], attempts: dict[str, Attempt]
-) -> dict[tuple[str, int, int], tuple[int, bytes]]:
-    """Id and fingerprint of each event of the batch as they are stored."""
+) -> dict[tuple[str, int, int], _Stored]:
+    """Each event of the batch as it is stored."""
     streams: dict[tuple[str, int], list[IncomingEvent]] = {}
     for event in batch:
         streams.setdefault((event.attempt_id, event.rank), []).append(event)
-    stored: dict[tuple[str, int, int], tuple[int, bytes]] = {}
+    stored: dict[tuple[str, int, int], _Stored] = {}
     for (attempt_id, rank), events in streams.items():
         found = session.execute(
-            select(Event.seq, Event.id, Event.fingerprint).where(
+            select(Event.seq, Event.id, Event.fingerprint, Event.body).where(
                 Event.attempt_ref == attempts[attempt_id].id,
                 Event.rank == rank,
                 Event.seq.in_([event.seq for event in events]),
             )
         )
-        stored.update({(attempt_id, rank, seq): (number, fingerprint) for seq, number, fingerprint in found})
+        for seq, number, known, body in found:
+            stored[attempt_id, rank, seq] = _Stored(number, known, body)
     return stored
+
+
+_Order = tuple[float, int, int]
+"""(time, attempt's number, seq)."""
 
 
 def _keep_latest(session: Session, model: Model, batch: Sequence[IncomingEvent], attempts: dict[str, Attempt]) -> None:
     numbers = {attempt_id: attempt.number for attempt_id, attempt in attempts.items()}
-    newest: dict[tuple[int, str], tuple[tuple[float, int, int], IncomingEvent]] = {}
+    # Of events with the same names only the newest counts, and most of a rank's have the same.
+    alike: dict[tuple[int, tuple[str, ...]], tuple[_Order, IncomingEvent]] = {}
     for event in batch:
         if event.kind == "metrics":
+            values = event.fields["values"]
+            # What pages show: rank 0's values, and how much memory each rank has.
+            if event.rank and MEMORY not in values:
+                continue
+            which = event.rank, (MEMORY,) if event.rank else tuple(values)
             order = (event.time, numbers[event.attempt_id], event.seq)
-            for name in event.fields["values"]:
-                # What pages show: rank 0's values, and how much memory each rank has.
-                if event.rank and name != MEMORY:
-                    continue
-                known = newest.get((event.rank, name))
-                if known is None or order > known[0]:
-                    newest[event.rank, name] = (order, event)
+            known = alike.get(which)
+            if known is None or order > known[0]:
+                alike[which] = (order, event)
+    newest: dict[tuple[int, str], tuple[_Order, IncomingEvent]] = {}
+    for (rank, names), (order, event) in alike.items():
+        for name in names:
+            if (rank, name) not in newest or order > newest[rank, name][0]:
+                newest[rank, name] = (order, event)
     if not newest:
         return
     rows = [

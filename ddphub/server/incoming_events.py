@@ -4,7 +4,10 @@ import math
 import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any, Final
+
+from pydantic_core import to_json
 
 from ddphub import events, names
 from ddphub.hubs.wire import MAX_BATCH_EVENTS
@@ -34,9 +37,9 @@ CONSOLE_STREAMS: Final = ("stdout", "stderr")
 _KEY: Final = ("attempt_id", "rank", "seq")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class IncomingEvent:
-    """A checked event. `fields` is the event without its key, `body` its JSON, `fingerprint` 32 bytes."""
+    """A checked event. `fields` is the event without its key, `body` its JSON."""
 
     attempt_id: str
     rank: int
@@ -45,12 +48,16 @@ class IncomingEvent:
     kind: str
     fields: dict[str, Any]
     body: str
-    fingerprint: bytes
 
     @property
     def key(self) -> tuple[str, int, int]:
         """What makes this event itself: (attempt_id, rank, seq)."""
         return self.attempt_id, self.rank, self.seq
+
+    @property
+    def fingerprint(self) -> bytes:
+        """Tells a repeat from a contradiction: 32 bytes."""
+        return bytes.fromhex(events.fingerprint(self.fields))
 
 
 def check_batch(batch: object) -> list[IncomingEvent]:
@@ -67,14 +74,19 @@ def check_batch(batch: object) -> list[IncomingEvent]:
     if len(batch) > MAX_BATCH_EVENTS:
         raise Problem(413, f"expected at most {MAX_BATCH_EVENTS} events in one request, got {len(batch)}")
     checked: dict[tuple[str, int, int], IncomingEvent] = {}
+    plain = _Plain()
     for index, event in enumerate(batch):
-        if wrong := _wrong_event(event):
-            raise Problem(422, f"event {index}: {wrong}", members={"index": index})
-        incoming = _incoming(event)
-        if len(incoming.body) > events.MAX_EVENT_BYTES:
+        incoming = plain.read(event)
+        if incoming is None:
+            if wrong := _wrong_event(event):
+                raise Problem(422, f"event {index}: {wrong}", members={"index": index})
+            incoming = _incoming(event)
+        # Clients count ASCII, in which a character is up to two escapes of 6.
+        if len(incoming.body) * 12 > events.MAX_EVENT_BYTES < len(events.to_json(incoming.fields)):
             why = f"has more than {events.MAX_EVENT_BYTES} bytes"
             raise Problem(422, f"event {index}: {why}", members={"index": index})
-        if checked.setdefault(incoming.key, incoming).fingerprint != incoming.fingerprint:
+        first = checked.setdefault((incoming.attempt_id, incoming.rank, incoming.seq), incoming)
+        if first is not incoming and first.fingerprint != incoming.fingerprint:
             raise contradiction(incoming.key)
     return list(checked.values())
 
@@ -86,18 +98,80 @@ def contradiction(key: tuple[str, int, int]) -> Problem:
     return Problem(422, detail, members={"key": {"attempt_id": attempt_id, "rank": rank, "seq": seq}})
 
 
+class _Plain:
+    """Reads what ranks send by the thousand, metrics in which nothing is unusual, in a fraction of the time.
+
+    What it does not take may be good all the same: that is for `_wrong_event` to say.
+    """
+
+    def __init__(self) -> None:
+        # Found good before: names of values that came together, and attempt ids.
+        self._shapes: set[tuple[str, ...]] = set()
+        self._attempt_ids: set[str] = set()
+
+    def read(self, event: object) -> IncomingEvent | None:
+        if type(event) is not dict or len(event) != len(_PLAIN):
+            return None
+        try:
+            attempt_id, rank, seq, time, kind, step, epoch, values = _plain_fields(event)
+        except KeyError:
+            return None
+        if (
+            kind != "metrics"
+            or type(rank) is not int
+            or type(seq) is not int
+            or type(step) is not int
+            or type(time) is not float
+            or not 0 <= rank <= INT64_MAX
+            or not 0 <= seq <= INT64_MAX
+            or not -INT64_MAX <= step <= INT64_MAX
+            or not 0 <= time < MAX_TIME
+            or (epoch is not None and (type(epoch) is not int or not -INT64_MAX <= epoch <= INT64_MAX))
+            or type(values) is not dict
+            or not self._are_plain(values)
+            or not self._is_attempt(attempt_id)
+        ):
+            return None
+        fields = {"time": time, "kind": kind, "step": step, "epoch": epoch, "values": values}
+        return IncomingEvent(attempt_id, rank, seq, time, kind, fields, to_json(fields).decode())
+
+    def _are_plain(self, values: dict[str, Any]) -> bool:
+        kinds = set(map(type, values.values()))
+        if kinds != _FLOAT:
+            if not kinds or not kinds <= _NUMBERS:
+                return False
+            if not -INT64_MAX <= min(values.values()) <= max(values.values()) <= INT64_MAX:
+                return False
+        # A sum may be infinite where no value is: then they are looked at one by one.
+        elif not math.isfinite(sum(values.values())):
+            return False
+        shape = tuple(values)
+        if shape not in self._shapes:
+            if len(shape) > MAX_VALUES or any(map(_wrong_metric_name, shape)):
+                return False
+            self._shapes.add(shape)
+        return True
+
+    def _is_attempt(self, attempt_id: object) -> bool:
+        if type(attempt_id) is str and attempt_id in self._attempt_ids:
+            return True
+        if not names.is_hex_id(attempt_id):
+            return False
+        self._attempt_ids.add(attempt_id)
+        return True
+
+
+_PLAIN: Final = ("attempt_id", "rank", "seq", "time", "kind", "step", "epoch", "values")
+_FLOAT: Final = {float}
+_NUMBERS: Final = {float, int}
+_plain_fields: Final = itemgetter(*_PLAIN)
+
+
 def _incoming(event: events.Event) -> IncomingEvent:
     fields = {name: value for name, value in event.items() if name not in _KEY}
-    return IncomingEvent(
-        attempt_id=event["attempt_id"],
-        rank=event["rank"],
-        seq=event["seq"],
-        time=float(event["time"]),
-        kind=event["kind"],
-        fields=fields,
-        body=events.to_json(fields),
-        fingerprint=bytes.fromhex(events.fingerprint(fields)),
-    )
+    body = to_json(fields).decode()
+    time = float(event["time"])
+    return IncomingEvent(event["attempt_id"], event["rank"], event["seq"], time, event["kind"], fields, body)
 
 
 def _wrong_event(event: object) -> str | None:

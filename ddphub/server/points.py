@@ -5,14 +5,14 @@ each value is stored a second time, as one packed `POINT`, in the transaction th
 rank 0's points apart from those of the other ranks, as most charts show rank 0 alone.
 
 Each batch appends one row of points to each series that it speaks of. Rows are merged as their number grows: when a
-series passes a multiple of 32 points, the rows since the multiple before become one, and again at multiples of 256,
-2,048 and 16,384. So each point is written at most five times, and a series of n points is about n / 16,384 rows, and
-fewer than 60 smaller ones.
+series passes a multiple of 32 points, the rows since the multiple before become one, and again at multiples of 256 and
+2,048, unless that would join but a few large rows. So each point is written at most four times, those of a large batch
+once or twice: what is written most decides how fast a hub takes events in. A series of n points is at most n / 512 rows
+and some dozens of smaller ones; that costs a chart next to nothing, as it is the bytes that take time.
 """
 
-import math
-import struct
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, Final
 
 import numpy as np
@@ -28,27 +28,14 @@ POINT: Final = np.dtype(
 )
 """One point, 44 bytes. `attempt` is the attempt's number; `epoch` is NaN where the event had none."""
 
-_KEY: Final = struct.Struct("<iqqdd")
-_VALUE: Final = struct.Struct("<d")
-
-_MERGED: Final = (32, 256, 2048, 16_384)
+_MERGED: Final = (32, 256, 2048)
 """Points between two merges, from the frequent small one to the rare large one."""
+
+_WORTH: Final = 4
+"""Rows of the size of the one just appended for which a merge is worth its writing."""
 
 _NAMES_A_QUERY: Final = 1000
 """SQLite takes 32,766 parameters; a batch may have more names."""
-
-
-class _Arrived:
-    """What a batch brings to one series."""
-
-    __slots__ = ("latest", "latest_time", "others", "rank0", "values")
-
-    def __init__(self) -> None:
-        self.rank0: list[bytes] = []
-        self.others: list[bytes] = []
-        self.values: list[float] = []
-        self.latest: float | None = None
-        self.latest_time = -math.inf
 
 
 def append(session: Session, model: Model, new: Sequence[IncomingEvent], numbers: Mapping[str, int]) -> None:
@@ -63,17 +50,16 @@ def append(session: Session, model: Model, new: Sequence[IncomingEvent], numbers
     arrived = _arrived(new, numbers)
     if not arrived:
         return
-    known = _known(session, model, list(arrived))
+    known = _known(session, model, list(dict.fromkeys(name for name, _ in arrived)))
     rows, counts = [], []
-    for name, one in arrived.items():
-        series = known[name]
-        others = series["count"] - series["rank0_count"]
-        for rank0, first, packed in ((True, series["rank0_count"], one.rank0), (False, others, one.others)):
-            if packed:
-                data = b"".join(packed)
-                row = {"series_ref": series["id"], "rank0": rank0, "first": first, "count": len(packed), "data": data}
-                rows.append(row)
-        counts.append(_counted(series, one))
+    for name, series in known.items():
+        rank0, others = arrived.get((name, True)), arrived.get((name, False))
+        of_others = series["count"] - series["rank0_count"]
+        for is_rank0, first, points in ((True, series["rank0_count"], rank0), (False, of_others, others)):
+            if points is not None:
+                row = {"series_ref": series["id"], "rank0": is_rank0, "first": first}
+                rows.append({**row, "count": len(points), "data": points.tobytes()})
+        counts.append(_counted(series, rank0, 0 if others is None else len(others)))
     connection = session.connection()
     connection.execute(insert(Points), rows)
     connection.execute(_COUNT, counts)
@@ -81,34 +67,43 @@ def append(session: Session, model: Model, new: Sequence[IncomingEvent], numbers
         _merge(session, row["series_ref"], row["rank0"], row["first"], row["count"])
 
 
-def _arrived(new: Sequence[IncomingEvent], numbers: Mapping[str, int]) -> dict[str, _Arrived]:
-    arrived: dict[str, _Arrived] = {}
-    for event in new:
-        if event.kind != "metrics":
-            continue
-        epoch = event.fields.get("epoch")
-        key = _KEY.pack(
-            numbers[event.attempt_id],
-            event.rank,
-            event.fields["step"],
-            math.nan if epoch is None else epoch,
-            event.time,
-        )
-        for name, sent in event.fields["values"].items():
-            # Python's float reads the names of non-finite numbers as events have them.
-            value = float(sent)
-            one = arrived.get(name)
-            if one is None:
-                one = arrived[name] = _Arrived()
-            if event.rank:
-                one.others.append(key + _VALUE.pack(value))
+def _arrived(new: Sequence[IncomingEvent], numbers: Mapping[str, int]) -> dict[tuple[str, bool], NDArray[np.void]]:
+    """The points of each series, those of rank 0 and of the others, in the order of arrival."""
+    shapes: dict[tuple[str, ...], list[int]] = {}
+    for index, event in enumerate(new):
+        if event.kind == "metrics":
+            shapes.setdefault(tuple(event.fields["values"]), []).append(index)
+    parts: dict[tuple[str, bool], list[tuple[NDArray[np.intp], NDArray[np.void]]]] = {}
+    for names, indexes in shapes.items():
+        some = [new[index] for index in indexes]
+        fields = [event.fields for event in some]
+        keys = np.empty(len(some), POINT)
+        keys["attempt"] = [numbers[event.attempt_id] for event in some]
+        keys["rank"] = [event.rank for event in some]
+        keys["step"] = [one["step"] for one in fields]
+        keys["epoch"] = [one.get("epoch") for one in fields]  # NaN for None
+        keys["time"] = [event.time for event in some]
+        # It reads the names of non-finite numbers as events have them.
+        values = np.fromiter(chain.from_iterable([one["values"].values() for one in fields]), np.float64)
+        values = values.reshape(len(some), len(names))
+        is_rank0 = keys["rank"] == 0
+        for rank0 in (True, False):
+            chosen = np.flatnonzero(is_rank0 == rank0)
+            if not chosen.size:
                 continue
-            one.rank0.append(key + _VALUE.pack(value))
-            if math.isfinite(value):
-                one.values.append(value)
-                if event.time >= one.latest_time:
-                    one.latest, one.latest_time = value, event.time
-    return arrived
+            arrivals = np.array(indexes)[chosen]
+            for name, column in zip(names, values[chosen].T, strict=True):
+                points = keys[chosen]
+                points["value"] = column
+                parts.setdefault((name, rank0), []).append((arrivals, points))
+    return {which: _in_order(found) for which, found in parts.items()}
+
+
+def _in_order(parts: Sequence[tuple[NDArray[np.intp], NDArray[np.void]]]) -> NDArray[np.void]:
+    if len(parts) == 1:
+        return parts[0][1]
+    arrivals = np.concatenate([part[0] for part in parts])
+    return np.concatenate([part[1] for part in parts])[np.argsort(arrivals)]
 
 
 def _known(session: Session, model: Model, names: Sequence[str]) -> dict[str, RowMapping]:
@@ -139,23 +134,27 @@ _COUNT: Final = (
 )
 
 
-def _counted(series: RowMapping, one: _Arrived) -> dict[str, Any]:
-    known = [value for value in (series["least"], series["greatest"]) if value is not None]
-    newer = one.latest is not None and (series["latest_time"] is None or one.latest_time >= series["latest_time"])
-    return {
-        "of": series["id"],
-        "new_count": series["count"] + len(one.rank0) + len(one.others),
-        "new_rank0_count": series["rank0_count"] + len(one.rank0),
-        "new_least": min(one.values + known, default=None),
-        "new_greatest": max(one.values + known, default=None),
-        "new_latest": one.latest if newer else series["latest"],
-        "new_latest_time": one.latest_time if newer else series["latest_time"],
-    }
+def _counted(series: RowMapping, rank0: NDArray[np.void] | None, others: int) -> dict[str, Any]:
+    """The series' row with what has arrived; least, greatest and latest are of rank 0's finite values."""
+    new = {name: series[name] for name in ("least", "greatest", "latest", "latest_time")}
+    finite = None if rank0 is None else rank0[np.isfinite(rank0["value"])]
+    if finite is not None and finite.size:
+        values = finite["value"]
+        least, greatest = float(values.min()), float(values.max())
+        new["least"] = least if new["least"] is None else min(least, new["least"])
+        new["greatest"] = greatest if new["greatest"] is None else max(greatest, new["greatest"])
+        last = finite.size - 1 - int(np.argmax(finite["time"][::-1]))  # of several at that time the last one
+        if new["latest_time"] is None or finite["time"][last] >= new["latest_time"]:
+            new["latest"], new["latest_time"] = float(values[last]), float(finite["time"][last])
+    of_rank0 = 0 if rank0 is None else len(rank0)
+    new["count"] = series["count"] + of_rank0 + others
+    new["rank0_count"] = series["rank0_count"] + of_rank0
+    return {"of": series["id"], **{f"new_{name}": value for name, value in new.items()}}
 
 
 def _merge(session: Session, series_ref: int, rank0: bool, first: int, count: int) -> None:
     """Merge small rows, if the row just appended passed a multiple at which that is due."""
-    passed = [size for size in _MERGED if size > count and first // size != (first + count) // size]
+    passed = [size for size in _MERGED if size >= _WORTH * count and first // size != (first + count) // size]
     if not passed:
         return
     start = first // passed[-1] * passed[-1]

@@ -10,6 +10,7 @@ comes late. Steps a second are measured by the clock of the rank that made them.
 
 import math
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Final
 
 from ddphub.events import SYSTEM
@@ -63,9 +64,9 @@ def note_events(attempt: Attempt, rank: Rank, events: Sequence[IncomingEvent], n
     steps = [event for event in events if event.kind == "metrics" and event.seq > known and _tells_a_step(event)]
     if not steps:
         return
+    steps.sort(key=attrgetter("seq"))
     walk = _Walk(rank, now)
-    for event in sorted(steps, key=lambda one: one.seq):
-        walk.go(event)
+    walk.go(steps)
     if not walk.end(rank):
         return
     _learn_gap(attempt, rank, now)
@@ -74,7 +75,10 @@ def note_events(attempt: Attempt, rank: Rank, events: Sequence[IncomingEvent], n
 
 
 def _tells_a_step(event: IncomingEvent) -> bool:
-    return not all(name.startswith(SYSTEM) for name in event.fields["values"])
+    for name in event.fields["values"]:  # noqa: SIM110  # the first one tells nearly always, a generator costs more
+        if not name.startswith(SYSTEM):
+            return True
+    return False
 
 
 class _Walk:
@@ -93,30 +97,31 @@ class _Walk:
         self._rate = rank.rate
         self._has_progress = False
 
-    def go(self, event: IncomingEvent) -> None:
-        """One more event, in the order of its rank."""
-        step, epoch = event.fields["step"], event.fields.get("epoch")
-        before = self._step
-        is_new_epoch = epoch is not None and (self._epoch is None or epoch > self._epoch)
-        self._seq = event.seq
-        if before is None:
-            rise = 0
-        elif step > before:
-            rise = min(step - before, INT64_MAX)
-            self._stride = max(rise, self._stride or 0)
-        elif is_new_epoch and self._epoch is not None:
-            rise = max(1, step)  # a loop that counts anew in each epoch
-        elif is_new_epoch:
-            # An epoch's own record between steps that name no epoch: its step need not be one of theirs.
-            self._epoch, self._time, self._has_progress = epoch, event.time, True
-            return
-        else:
-            # A counter that began anew, one beside another, or one that counts epochs: the program goes on, though
-            # it does not say how far it is.
-            self._time, self._has_progress = event.time, True
-            return
-        self._step, self._epoch, self._time, self._has_progress = step, epoch, event.time, True
-        self._measure(rise, event.time)
+    def go(self, events: Sequence[IncomingEvent]) -> None:
+        """More events, in the order of their rank."""
+        self._seq = events[-1].seq
+        for event in events:
+            time, step, epoch = event.time, event.fields["step"], event.fields.get("epoch")
+            before = self._step
+            is_new_epoch = epoch is not None and (self._epoch is None or epoch > self._epoch)
+            self._time, self._has_progress = time, True
+            if before is None:
+                rise = 0
+            elif step > before:
+                rise = min(step - before, INT64_MAX)
+                if self._stride is None or rise > self._stride:
+                    self._stride = rise
+            elif is_new_epoch and self._epoch is not None:
+                rise = max(1, step)  # a loop that counts anew in each epoch
+            else:
+                if is_new_epoch:
+                    # An epoch's own record between steps that name no epoch: its step need not be one of theirs.
+                    self._epoch = epoch
+                # Else a counter that began anew, one beside another, or one that counts epochs: the program goes on,
+                # though it does not say how far it is.
+                continue
+            self._step, self._epoch = step, epoch
+            self._measure(rise, time)
 
     def _measure(self, rise: int, time: float) -> None:
         if self._mark is None or time < self._mark:  # the first step; or the node's clock was set back

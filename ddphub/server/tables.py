@@ -238,7 +238,10 @@ class Attempt(Base):
 
 
 class Event(Base):
-    """One event. `body` is its JSON without the key; `fingerprint` tells a repeat from a contradiction."""
+    """One event. `body` is its JSON without the key.
+
+    It tells a repeat from a contradiction; `fingerprint` did that for older hubs, and is empty since.
+    """
 
     __tablename__ = "events"
     __table_args__ = (

@@ -12,9 +12,9 @@ import psycopg
 import pytest
 from hub_process import HubProcess
 from hub_talk import Talk, metrics_event, problem
-from sqlalchemy import text
+from sqlalchemy import select, text
 
-from ddphub.server.database import Database, add_rows, insert
+from ddphub.server.database import Database, add_new
 from ddphub.server.tables import Project
 
 KEY = "k" * 42
@@ -207,12 +207,15 @@ def test_a_reader_sees_one_state_while_others_write(new_database):
 def test_an_insert_says_how_many_rows_are_new(kind, new_database, tmp_path):
     """By this the hub knows that no event of a batch was there before."""
     database = Database(tmp_path / "hub.db" if kind == "sqlite" else new_database())
-    rows = [{"public_id": name, "name": name, "created_at": 1.0} for name in "abc"]
+    rows = [(str(number), f"name {number}", 1.0, None if number % 2 else "{}") for number in range(120)]
     counts = []
-    for some in (rows[:1], rows, rows):
+    for some in (rows[:1], rows, rows, ()):
         with database.write() as session:
-            counts.append(add_rows(session, insert(Project).on_conflict_do_nothing(), some))
-    assert counts == [1, 2, 0]
+            counts.append(add_new(session, "projects", ("public_id", "name", "created_at", "retention"), some))
+    assert counts == [1, 119, 0, 0]
+    with database.read() as session:
+        found = session.execute(select(Project.public_id, Project.name, Project.created_at, Project.retention))
+        assert sorted(map(tuple, found)) == sorted(rows)
     database.close()
 
 

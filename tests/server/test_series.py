@@ -259,6 +259,24 @@ def test_many_small_batches_make_few_rows_and_are_rewritten_seldom(database, mon
     assert stored(database, model_id)["value"].tolist() == [1 / (step + 1) for step in range(600)]
 
 
+def test_large_batches_are_written_once(database):
+    """What arrives a thousand at a time is not worth writing again."""
+    model_id, attempt_id = add_model(database), new_id()
+    for start in range(0, 20_000, 1000):
+        store(database, model_id, *(metrics_event(attempt_id, start + index) for index in range(1000)))
+    assert rows(database, model_id) == [1000] * 20
+
+
+def test_points_of_events_with_different_names_stay_in_their_order(database):
+    model_id, attempt_id = add_model(database), new_id()
+    shapes = ({"loss": 1.0}, {"loss": 2.0, "lr": 0.1}, {"lr": 0.2, "loss": "NaN"}, {"loss": True, "n": 3})
+    batch = [metrics_event(attempt_id, seq, values=shapes[seq % 4]) for seq in range(40)]
+    store(database, model_id, *batch)
+    assert stored(database, model_id)["step"].tolist() == list(range(40))
+    expected = [1.0, 2.0, math.nan, 1.0] * 10
+    assert np.array_equal(stored(database, model_id)["value"], expected, equal_nan=True)
+
+
 def test_a_point_holds_all_that_a_chart_needs(database):
     model_id, one, two = add_model(database), new_id(), new_id()
     big = 2**63 - 1
