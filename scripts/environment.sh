@@ -111,10 +111,12 @@ make_trainers() {
     exec 9>&-
 }
 
-# In CI, the programs that tests/needs.py names; elsewhere the tests that need one say so and are skipped.
+# In CI, the programs that tests/needs.py names, and those of the benchmarks; elsewhere the tests that need one say so
+# and are skipped.
 install_programs() {
-    local -A packages=([bindfs]=bindfs [chromedriver]=chromium-driver [chromium]=chromium [fusermount3]=fuse3
-        [ip]=iproute2 [mkfs.ext4]=e2fsprogs [mkfs.xfs]=xfsprogs [munged]=munge [slurmctld]=slurm-wlm [strace]=strace)
+    local -A packages=([bindfs]=bindfs [chromedriver]=chromium-driver [chromium]=chromium [curl]=curl
+        [fusermount3]=fuse3 [ip]=iproute2 [mkfs.ext4]=e2fsprogs [mkfs.xfs]=xfsprogs [munged]=munge [rsync]=rsync
+        [slurmctld]=slurm-wlm [strace]=strace)
     local -a missing=()
     local program policy=/usr/sbin/policy-rc.d own_policy='' code=0
     if [[ ${CI:-} != true ]]; then

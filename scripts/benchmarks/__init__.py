@@ -1,0 +1,1 @@
+"""Benchmarks of ddphub beside what people use today: `scripts/bench`."""
