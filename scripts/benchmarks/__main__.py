@@ -17,6 +17,8 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -42,9 +44,25 @@ def main() -> int:
     print(json.dumps(where), flush=True)
     if not options.installed:
         install()
+    names = options.only or text.ORDER
+    if options.quick and len(names) > 1:
+        results, failed = run_at_once(names, options)
+    else:
+        results, failed = run(names, options, where)
+    if options.publish:
+        publish.publish(results)
+    if options.publish or options.plot:
+        draw(results, options.plot or publish.FIGURES.parent)
+    if failed:
+        print(f"failed, see above: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def run(names: Sequence[str], options: argparse.Namespace, where: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Runs benchmarks one after the other: their results, and which failed."""
     failed: list[str] = []
     results: dict[str, Any] = {}
-    for name in options.only or text.ORDER:
+    for name in names:
         benchmark = cast("Benchmark", importlib.import_module(f"benchmarks.measure_{name}"))
         print(f"{name}: {benchmark.ABOUT}", file=sys.stderr, flush=True)
         try:
@@ -58,13 +76,31 @@ def main() -> int:
         print(text.report(name, results[name]), flush=True)
         if options.json:
             options.json.write_text(json.dumps(results, indent=1) + "\n")
-    if options.publish:
-        publish.publish(results)
-    if options.publish or options.plot:
-        draw(results, options.plot or publish.FIGURES.parent)
-    if failed:
-        print(f"failed, see above: {', '.join(failed)}", file=sys.stderr)
-    return 1 if failed else 0
+    return results, failed
+
+
+def run_at_once(names: Sequence[str], options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    """Runs quick benchmarks some at a time, each in a process of its own: they mostly wait for programs to start."""
+    with tempfile.TemporaryDirectory(prefix="ddphub-bench-", dir=options.dir) as folder, ThreadPoolExecutor(3) as pool:
+
+        def one(name: str) -> subprocess.CompletedProcess[str]:
+            command = [sys.executable, "-m", "benchmarks", "--quick", "--installed", "--only", name]
+            place = ["--json", f"{folder}/{name}.json", "--dir", folder]
+            return subprocess.run([*command, *place], capture_output=True, text=True, check=False)
+
+        done = dict(zip(names, pool.map(one, names), strict=True))
+        for process in done.values():
+            print(process.stdout, flush=True)
+            if process.returncode:
+                print(process.stderr, file=sys.stderr, flush=True)
+        failed = [name for name, process in done.items() if process.returncode]
+        results: dict[str, Any] = {}
+        for name in names:
+            if name not in failed:
+                results |= json.loads(Path(folder, f"{name}.json").read_text())
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
+    return results, failed
 
 
 def parse() -> argparse.Namespace:

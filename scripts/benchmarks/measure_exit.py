@@ -61,7 +61,7 @@ def measure(bench: Bench) -> Outcome:
                 turns["mlflow"] = partial(_alone, bench, "mlflow", "mlflow", settings, [CASES[1]])
             except LeftOut as error:
                 outcome.left_out["mlflow"] = str(error)
-        rounds = 1 if bench.quick else 7
+        rounds = 1 if bench.quick else 5
         measured = alternate(turns, rounds=rounds, warm_up=0, left_out=outcome.left_out, say=bench.say)
     for case in CASES.values():
         figure = Figure(case, "last step to exit", "s", "lower", dict(measured[case]), LIMIT, headline=True)

@@ -40,7 +40,7 @@ NICE: Final = ("nice", "-n", "10")
 def measure(bench: Bench) -> Outcome:
     """One sender, then several at once."""
     outcome = Outcome()
-    events, rounds = (2 * AT_ONCE, 1) if bench.quick else (40 * AT_ONCE, 5)
+    events, rounds = (2 * AT_ONCE, 1) if bench.quick else (40 * AT_ONCE, 3)
     mlflow_events = events if bench.quick else 10 * AT_ONCE_MLFLOW
     bench.work(DDPHUB, "prepare_bodies", str(bench.folder), str(events), str(AT_ONCE))
     with contextlib.ExitStack() as stack:

@@ -22,7 +22,7 @@ RATE: Final = 110_000
 
 SECONDS: Final = 4.0
 SIZE: Final = 192 * MIB
-ROUNDS: Final = 3
+ROUNDS: Final = 2
 
 WANTED: Final = 100_000
 DELAY: Final = 2.0

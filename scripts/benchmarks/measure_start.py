@@ -69,7 +69,7 @@ def measure(bench: Bench) -> Outcome:
                 turns["mlflow"] = partial(_theirs, bench, "mlflow", {"MLFLOW_TRACKING_URI": url})
             except LeftOut as error:
                 outcome.left_out["mlflow"] = str(error)
-        rounds, warm_up = (1, 0) if bench.quick else (7, 1)
+        rounds, warm_up = (1, 0) if bench.quick else (5, 1)
         measured = alternate(turns, rounds=rounds, warm_up=warm_up, left_out=outcome.left_out, say=bench.say)
         if not bench.quick:
             outcome.notes += _without_server(bench, {"refused": refuses, "no answer": silent}, outcome.left_out)

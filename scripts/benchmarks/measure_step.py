@@ -34,7 +34,7 @@ STEPS: Final = {WAITING: 200, BUSY: 150}
 PAIRS: Final = 6
 """Blocks with and without reporting in one job."""
 
-ROUNDS: Final = 2
+ROUNDS: Final = 1
 WANTED: Final = 0.99
 PATIENCE: Final = 300.0
 

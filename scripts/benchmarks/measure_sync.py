@@ -31,7 +31,7 @@ _SYNC: Final = "from ddphub.cli import main; main()"
 def measure(bench: Bench) -> Outcome:
     """Spools of several lengths, then checkpoints, each to a hub of its own."""
     outcome = Outcome(notes=[_ABOUT_SYNC, _ABOUT_LIMIT])
-    sizes, few, many, rounds = ((2000,), 2, 2, 1) if bench.quick else ((100_000, 300_000, 1_000_000), 100, 1000, 2)
+    sizes, few, many, rounds = ((2000,), 2, 2, 1) if bench.quick else ((100_000, 300_000, 1_000_000), 100, 1000, 1)
     with _rsync_daemon(bench, outcome) as address:
         events = {size: _take_turns(bench, address, outcome, rounds, events=size) for size in sizes}
         checkpoints = {

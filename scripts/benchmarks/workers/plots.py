@@ -111,12 +111,13 @@ def draw_scale(figures: Figures, path: Path) -> None:
     panels: dict[str, list[tuple[int, float]]] = {}
     for one in figures:
         if (found := re.match(r"([\d,]+) ranks", one["case"])) and "ddphub" in one["samples"]:
-            rest = one["case"][found.end() :].lstrip(", ")
-            about = f"{one['metric']}, {one['unit']}" + (f"\n{rest}" if rest else "")
+            pace = one["case"][found.end() :].strip()
+            about = f"{one['metric']}, {one['unit']}\n(ranks {pace})"
             panels.setdefault(about, []).append((int(found[1].replace(",", "")), median(one, "ddphub")))
     panels = {about: points for about, points in panels.items() if len(points) > 2}
-    figure, all_axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.8), squeeze=False)
-    for axes, (about, points) in zip(all_axes[0], panels.items(), strict=True):
+    rows = -(-len(panels) // 2)
+    figure, all_axes = plt.subplots(rows, 2, figsize=(9, 3.2 * rows), squeeze=False)
+    for axes, (about, points) in zip(all_axes.flat, panels.items(), strict=False):
         axes.plot(*zip(*points, strict=True), color=OURS, marker="o", linewidth=2.4)
         axes.set(xlabel="ranks", xscale="log", ylim=(0, 1.3 * max(value for _, value in points)))
         axes.set_title(about, fontsize=9)
