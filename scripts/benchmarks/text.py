@@ -53,7 +53,7 @@ def report(name: str, result: dict[str, Any]) -> str:
     lines = [f"== {name}: {result['about']}"]
     for figure in tabled(result):
         count = max(len(values) for values in figure.samples.values())
-        lines.append(f"  {figure.case}: {figure.metric} in {figure.unit}, median of {count} (from, to)")
+        lines.append(f"  {figure.case}: {figure.metric} ({figure.unit}), median of {count} (from, to)")
         width = max(len(contestant) for contestant in figure.samples)
         for contestant, median, least, most, to_ddphub, to_limit in rows(figure):
             ratios = [f"{to_ddphub} ddphub"] if to_ddphub else []
