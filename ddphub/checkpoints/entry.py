@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,7 +31,7 @@ class Slot:
     step: int | None
     name: str
 
-    @cached_property
+    @property
     def key(self) -> str:
         """sha256 (hex) of the slot's canonical JSON."""
         return fingerprint(asdict(self))
