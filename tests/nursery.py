@@ -188,7 +188,8 @@ class Forked:
     def send_signal(self, number):
         """Sends a signal, unless the process has ended."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it ends at this moment
+                os.kill(self.pid, number)
 
     def terminate(self):
         """Sends SIGTERM."""

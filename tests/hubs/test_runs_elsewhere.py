@@ -70,7 +70,7 @@ def test_a_killed_run_is_delivered_by_sync_and_nothing_twice(start, service):
     """The job dies whole; what it had journaled is not sent again, and what it had not arrives."""
     playing = PlatformServer() if service == "platform" else HubV1Server()
     with playing as server:
-        job = start(service, server, pause=0.03)
+        job = start(service, server, pause=0.1)
         uploads = server.uploads if service == "platform" else server.forms
         wait_until(lambda: len(uploads) >= 2)
         job.end()
