@@ -73,7 +73,9 @@ def _copy_some(source: int, target: int, source_start: int, target_start: int, l
     except OSError as error:
         if error.errno not in _NOT_BY_KERNEL:
             raise
-        count = os.pwrite(target, os.pread(source, min(length, CHUNK), source_start), target_start)
+        count = 0
+    # 0 before the end: some file systems give this instead of an error (copy_file_range(2), "BUGS").
+    count = count or os.pwrite(target, os.pread(source, min(length, CHUNK), source_start), target_start)
     if count == 0:
         raise OSError(errno.EIO, "the bytes that arrived are no longer there")
     return count
